@@ -19,13 +19,15 @@ struct sq_json_limits {
 
 /* Whose JSON it is and which rule a breach is reported under. */
 struct sq_json_where {
-    const char *file; /* for messages */
-    const char *rule; /* "C1" */
-    const char *path; /* put before a key: "quantization_config." or "" */
+    const char *file;      /* for messages */
+    const char *rule;      /* "C1" */
+    const char *utf8_rule; /* for text that is no UTF-8; NULL = rule */
+    const char *path;      /* put before a key: "quantization_config." or "" */
     struct sq_err *err;
 };
 
-/* One object, duplicate keys refused. Errors: -SQ_E_FORMAT, -SQ_E_LIMIT, -SQ_E_NOMEM. */
+/* One object, duplicate keys refused. Errors: -SQ_E_FORMAT, -SQ_E_LIMIT, -SQ_E_NOMEM. (When an allocation inside of jansson 2.14 itself fails,
+ * it may report a syntax error or run into an assertion of its own: keep its needs small rather than its memory scarce.) */
 int sq_json_load(const char *buf, size_t n_bytes, const struct sq_json_limits *lim,
                  const struct sq_json_where *w, json_t **ret) SQ_CHECKED;
 

@@ -9,7 +9,8 @@
 #include "engine/model/file.h"
 #include "engine/model/source.h"
 
-#define SQ_ST_MAX_HEADER (16u << 20) /* the format allows 100 MB; jansson needs 15 times as much memory */
+#define SQ_ST_MAX_HEADER                                                                           \
+    (16u << 20) /* the format allows 100 MB; jansson needs 15 times as much memory */
 #define SQ_ST_MAX_TENSORS 262144u
 #define SQ_ST_MAX_NAME 512u
 
@@ -22,8 +23,8 @@ struct sq_st_tensor {
 struct sq_st_header {
     struct sq_st_tensor *tensors; /* [n], sorted by name */
     size_t n;
-    uint64_t data_off;  /* in the file; 0 after parsing alone */
-    uint64_t digest;    /* of the header's bytes */
+    uint64_t data_off; /* in the file; 0 after parsing alone */
+    uint64_t digest;   /* of the header's bytes */
     struct sq_arena names;
 };
 
