@@ -36,6 +36,7 @@ struct sq_linear {
     uint8_t *put;            /* [n_out] 1 where the row was put; NULL after finish */
     size_t n_put;            /* rows put so far */
     size_t bytes;            /* of memory, for the books */
+    struct sq_cpu_chunk *chunk; /* holds packed or rows; NULL: they are allocated alone */
 };
 
 struct sq_norm {
@@ -67,6 +68,9 @@ struct sq_gemm {
 struct sq_cpu_ops {
     const char *name; /* "ref", "AVX2", "AVX-VNNI" (in either encoding) or "AVX512-VNNI" */
     void (*gemm_s8)(const struct sq_gemm *g, int m0, int m1, size_t p0, size_t p1);
+    /* n rounds of the INT8 multiply-accumulate on registers only: the ceiling of gemm_s8. Returns the operations done, two for each
+     * product; 0: no such probe (ref). */
+    uint64_t (*int8_probe)(size_t n);
     /* float matmul: rows [m0,m1) x outputs [n0,n1) of x[.,K] f32; epilogue F32 or ADD, ReLU */
     void (*gemm_float)(const struct sq_linear *l, const struct sq_buf *x, struct sq_buf *y, int m0, int m1, size_t n0, size_t n1);
     void (*norm)(const struct sq_norm *n, const struct sq_buf *x, int m0, int m1, struct sq_buf *y, struct sq_buf *y_q);
@@ -75,8 +79,9 @@ struct sq_cpu_ops {
     void (*observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols, float *absmax);
     void (*argmax)(const struct sq_buf *x, int m0, int m1, int32_t *ids);
     void (*kv_write)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, int i_seq, int kv_head);
-    /* all rows of sequence i_seq between rows [m0,m1) for one query head; scratch: sq_attn_scratch_bytes() of this thread */
-    void (*attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int head, int m0, int m1, void *scratch);
+    /* all rows of sequence i_seq between rows [m0,m1), for the query heads that share kv_head; scratch: sq_cpu_attn_scratch() bytes of
+     * this thread. Callers go through the KV heads of a sequence in ascending order, because each call prefetches for the next. */
+    void (*attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int kv_head, int m0, int m1, void *scratch);
 };
 
 /* --- memory and weights (memory.c, linear.c), independent of the instruction set --- */
@@ -86,10 +91,23 @@ struct sq_cpu_ops {
 /* Zeroed (so touched), SQ_CPU_ALIGN-aligned, in huge pages where it is large; freed by sq_free. NULL: out of memory. */
 void *sq_cpu_alloc(size_t bytes);
 
+/* Where weights lie: side by side in large chunks of huge pages, because a matrix of a small model alone is less than one huge page,
+ * and with small pages reading weights is up to a third slower. A chunk goes when its last user and the arena let go of it. */
+struct sq_cpu_chunk;
+struct sq_cpu_arena {
+    struct sq_cpu_chunk *open; /* has room */
+};
+
+/* Like sq_cpu_alloc; freed by sq_cpu_chunk_unref(*ret_chunk), or by sq_free where *ret_chunk is NULL: large pieces, and all if a is NULL. */
+void *sq_cpu_arena_alloc(struct sq_cpu_arena *a, size_t bytes, struct sq_cpu_chunk **ret_chunk);
+void sq_cpu_chunk_unref(struct sq_cpu_chunk *c);
+void sq_cpu_arena_done(struct sq_cpu_arena *a);
+
 /* As the ops of backend.h. */
 int sq_cpu_buf_new(enum sq_buf_kind kind, size_t max_rows, size_t cols, struct sq_buf **ret, struct sq_err *err);
 void sq_cpu_buf_free(struct sq_buf *b);
 int sq_cpu_linear_new(const struct sq_linear_desc *d, struct sq_linear **ret, struct sq_err *err);
+int sq_cpu_linear_new_in(struct sq_cpu_arena *a, const struct sq_linear_desc *d, struct sq_linear **ret, struct sq_err *err);
 int sq_cpu_linear_put(struct sq_linear *l, size_t row0, size_t n_rows, const void *rows, struct sq_err *err);
 int sq_cpu_linear_finish(struct sq_linear *l, const struct sq_epilogue *e, struct sq_err *err);
 void sq_cpu_linear_free(struct sq_linear *l);
@@ -105,6 +123,7 @@ void sq_cpu_norm_free(struct sq_norm *n);
 #define SQ_CPU_FN(name) SQ_CPU_CAT_(name, SQ_CPU_ISA)
 
 void SQ_CPU_FN(sq_gemm_s8)(const struct sq_gemm *g, int m0, int m1, size_t p0, size_t p1);
+uint64_t SQ_CPU_FN(sq_int8_probe)(size_t n);
 void SQ_CPU_FN(sq_gemm_float)(const struct sq_linear *l, const struct sq_buf *x, struct sq_buf *y, int m0, int m1, size_t n0, size_t n1);
 void SQ_CPU_FN(sq_norm)(const struct sq_norm *n, const struct sq_buf *x, int m0, int m1, struct sq_buf *y, struct sq_buf *y_q);
 void SQ_CPU_FN(sq_quant_rows)(const struct sq_buf *x, int m0, int m1, float inv_step, struct sq_buf *y_q);
@@ -112,7 +131,7 @@ void SQ_CPU_FN(sq_embed)(const struct sq_batch *b, const struct sq_linear *table
 void SQ_CPU_FN(sq_observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols, float *absmax);
 void SQ_CPU_FN(sq_argmax)(const struct sq_buf *x, int m0, int m1, int32_t *ids);
 void SQ_CPU_FN(sq_kv_write)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, int i_seq, int kv_head);
-void SQ_CPU_FN(sq_attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int head, int m0, int m1, void *scratch);
+void SQ_CPU_FN(sq_attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int kv_head, int m0, int m1, void *scratch);
 #endif
 
 extern const struct sq_cpu_ops sq_cpu_ops_ref, sq_cpu_ops_avx2, sq_cpu_ops_avxvnni, sq_cpu_ops_evexvnni, sq_cpu_ops_avx512vnni;
@@ -124,3 +143,8 @@ const struct sq_cpu_ops *const *sq_cpu_variants(void);
 
 /* The named one, the best for NULL; NULL if this processor cannot run it. */
 const struct sq_cpu_ops *sq_cpu_variant(const char *name);
+
+/* --- for measurements (roof.c) --- */
+
+struct sq_pool *sq_cpu_pool(struct sq_backend *be);
+const struct sq_cpu_ops *sq_cpu_table(struct sq_backend *be);

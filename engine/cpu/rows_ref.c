@@ -1,0 +1,4 @@
+/* Row ops and the float matmul: plain C. */
+#include "engine/cpu/rows.inc"
+
+#include "engine/cpu/gemm_float.inc"
