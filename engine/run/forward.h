@@ -17,25 +17,31 @@ enum sq_site {
 };
 
 struct sq_observer {
-    float **absmax;   /* [n_layers * SQ_N_SITES] arrays of the sizes above, index layer * SQ_N_SITES + site; grown in place */
-    bool skip_first;  /* leave the row at position 0 out: the first token's massive activations would set every step */
+    float **
+        absmax; /* [n_layers * SQ_N_SITES] arrays of the sizes above, index layer * SQ_N_SITES + site; grown in place */
+    bool
+        skip_first; /* leave the row at position 0 out: the first token's massive activations would set every step */
 };
 
 struct sq_runner;
 struct sq_runner_options {
-    int max_rows;  /* tokens per step */
-    int max_out;   /* rows that go through the head per step */
+    int max_rows; /* tokens per step */
+    int max_out;  /* rows that go through the head per step */
     int n_kv_blocks;
 };
 
-int sq_runner_new(struct sq_model *m, const struct sq_runner_options *o, struct sq_runner **ret, struct sq_err *err) SQ_CHECKED;
+int sq_runner_new(struct sq_model *m, const struct sq_runner_options *o, struct sq_runner **ret,
+                  struct sq_err *err) SQ_CHECKED;
 struct sq_runner *sq_runner_free(struct sq_runner *r);
 /* Bytes of activations and KV cache that new would take. */
-void sq_runner_bytes(struct sq_model *m, const struct sq_runner_options *o, size_t *ret_activations, size_t *ret_kv);
+void sq_runner_bytes(struct sq_model *m, const struct sq_runner_options *o, size_t *ret_activations,
+                     size_t *ret_kv);
 
 /* Runs one step. b within the runner's maxima (asserted). obs may be NULL. Errors: -SQ_E_DEVICE. */
-int sq_forward(struct sq_runner *r, const struct sq_batch *b, const struct sq_observer *obs, struct sq_err *err) SQ_CHECKED;
+int sq_forward(struct sq_runner *r, const struct sq_batch *b, const struct sq_observer *obs,
+               struct sq_err *err) SQ_CHECKED;
 /* Results of the last step: dense [n_out, vocab] f32 on the host, valid until the next step. */
-int sq_runner_logits(struct sq_runner *r, int n_out, const float **ret, struct sq_err *err) SQ_CHECKED;
+int sq_runner_logits(struct sq_runner *r, int n_out, const float **ret,
+                     struct sq_err *err) SQ_CHECKED;
 /* First maximum of each row, -1 where a row holds a NaN. */
 int sq_runner_argmax(struct sq_runner *r, int n_out, int32_t *ids, struct sq_err *err) SQ_CHECKED;

@@ -17,8 +17,8 @@ static const struct sq_family fake_family = {
     .tied_by_default = true,
 };
 
-static struct sq_linear *fake_linear(struct sq_model *m, const char *name, int n_out, int n_in,
-                                     bool quant, enum sq_out out)
+static struct sq_linear *fake_linear(struct sq_model *m, const char *part, int layer, int n_out,
+                                     int n_in, bool quant, enum sq_out out)
 {
     const struct sq_backend_ops *ops = m->be->ops;
     char name[32];

@@ -1,0 +1,110 @@
+"""Runs `sqd serve` for a test: starts it on a free port, waits until it is ready, collects its log, ends it, and insists on a clean end."""
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+
+
+class Sqd:
+    """with Sqd(binary, "--model", dir, "--listen", "127.0.0.1:0") as s: s.get("/health")"""
+
+    def __init__(self, binary, *args, env=None, ready=True, pass_fds=(), preexec_fn=None, expect_exit=0):
+        self.expect_exit = expect_exit
+        self.lines = []
+        self.process = subprocess.Popen([str(binary), "serve", *map(str, args)], stderr=subprocess.PIPE, text=True, errors="replace",
+                                        env={**os.environ, **(env or {})}, pass_fds=pass_fds, preexec_fn=preexec_fn)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if ready:
+            self.wait_for(r"serve: ready", 300)
+            if match := self.find(r"listening on (127\.0\.0\.1):(\d+)"):
+                self.host, self.port = match[1], int(match[2])
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def find(self, pattern):
+        for line in list(self.lines):
+            if match := re.search(pattern, line):
+                return match
+        return None
+
+    def wait_for(self, pattern, timeout_s=30):
+        """The first log line that matches; fails with the whole log when the time or the process ends first."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if match := self.find(pattern):
+                return match
+            if self.process.poll() is not None:
+                self._reader.join(5)
+                if match := self.find(pattern):
+                    return match
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"no log line matches {pattern!r} (exit status {self.process.poll()}):\n{self.log}")
+
+    def request(self, method, path, body=None, headers=None, timeout=120):
+        """(status, headers, body bytes); a dict body is sent as JSON."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        try:
+            if isinstance(body, dict):
+                body = json.dumps(body)
+                headers = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+    def get(self, path):
+        return self.request("GET", path)
+
+    def post(self, path, body, headers=None):
+        status, _, data = self.request("POST", path, body, headers)
+        return status, json.loads(data)
+
+    def complete(self, prompt, **fields):
+        """Text of a unary completion."""
+        status, reply = self.post("/v1/completions", {"prompt": prompt, **fields})
+        assert status == 200, reply
+        return reply["choices"][0]["text"]
+
+    def metrics(self) -> dict:
+        """{'name{labels}': value} of every sample."""
+        status, _, data = self.get("/metrics")
+        assert status == 200
+        samples = (line.rsplit(" ", 1) for line in data.decode().splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+    def stop(self, sig=signal.SIGTERM, timeout_s=60) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            status = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"sqd did not end within {timeout_s} s:\n{self.log}") from None
+        self._reader.join(5)
+        return status
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        status = self.stop()
+        if kind is None:
+            assert status == self.expect_exit, f"exit status {status}:\n{self.log}"
