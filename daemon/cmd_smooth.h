@@ -1,0 +1,37 @@
+/* Options that quantize and eval share: how a model is smoothed and quantised. */
+#pragma once
+
+#include <getopt.h>
+
+#include "engine/smooth/recipe.h"
+
+enum {
+    SQ_OPT_ALPHA = 512,
+    SQ_OPT_FOLDS,
+    SQ_OPT_WEIGHTS,
+    SQ_OPT_CALIBRATION,
+    SQ_OPT_PASSAGES,
+    SQ_OPT_KEEP_FIRST,
+    SQ_OPT_THREADS,
+};
+
+/* Rows of a table of struct option. */
+#define SQ_RECIPE_OPTIONS                                                                          \
+    {"alpha", required_argument, NULL, SQ_OPT_ALPHA},                                              \
+        {"folds", required_argument, NULL, SQ_OPT_FOLDS},                                          \
+        {"weights", required_argument, NULL, SQ_OPT_WEIGHTS},                                      \
+        {"calibration", required_argument, NULL, SQ_OPT_CALIBRATION},                              \
+        {"passages", required_argument, NULL, SQ_OPT_PASSAGES},                                    \
+        {"keep-first", no_argument, NULL, SQ_OPT_KEEP_FIRST},                                      \
+    {                                                                                              \
+        "threads", required_argument, NULL, SQ_OPT_THREADS                                         \
+    }
+
+#define SQ_CMD_RECIPE_DEFAULT                                                                      \
+    {                                                                                              \
+        .alpha = 0.5, .folds = SQ_FOLDS_ALL, .max_passages = 128                                   \
+    }
+
+/* 0, or the exit code after a message. */
+int sq_cmd_recipe_option(const char *command, int opt, const char *value, struct sq_recipe *r,
+                         int *n_threads);
