@@ -6,7 +6,7 @@
 #include "api/api.h"
 #include "engine/base/err.h"
 
-int sq_json_scan(const char *s, size_t n, const struct sq_api_limits *l, struct sq_fault *f)
+int sq_field_scan(const char *s, size_t n, const struct sq_api_limits *l, struct sq_fault *f)
 {
     int64_t depth = 0, containers = 0, values = 0;
     bool in_string = false;
@@ -42,7 +42,7 @@ int sq_json_scan(const char *s, size_t n, const struct sq_api_limits *l, struct 
     return 0;
 }
 
-struct json_t *sq_json_parse(const char *s, size_t n, const struct sq_api_limits *l,
+struct json_t *sq_field_parse(const char *s, size_t n, const struct sq_api_limits *l,
                              struct sq_fault *f)
 {
     if (!n) {
@@ -50,7 +50,7 @@ struct json_t *sq_json_parse(const char *s, size_t n, const struct sq_api_limits
                            "the body is empty, expected a JSON object");
         return NULL;
     }
-    if (sq_json_scan(s, n, l, f))
+    if (sq_field_scan(s, n, l, f))
         return NULL;
     json_error_t e;
     json_t *j = json_loadb(s, n, JSON_REJECT_DUPLICATES, &e);
@@ -62,19 +62,19 @@ struct json_t *sq_json_parse(const char *s, size_t n, const struct sq_api_limits
                            e.text);
     } else if (!json_is_object(j)) {
         (void)sq_fault_set(f, SQ_STATUS_INVALID_JSON, NULL,
-                           "the body must be a JSON object, found %s", sq_json_kind_name(j));
+                           "the body must be a JSON object, found %s", sq_field_kind_name(j));
         json_decref(j);
         j = NULL;
     }
     return j;
 }
 
-void sq_json_free(struct json_t *j)
+void sq_field_free(struct json_t *j)
 {
     json_decref(j);
 }
 
-enum sq_json_kind sq_json_kind(const struct json_t *v)
+enum sq_field_kind sq_field_kind(const struct json_t *v)
 {
     if (!v)
         return SQ_JSON_NULL;
@@ -98,29 +98,29 @@ enum sq_json_kind sq_json_kind(const struct json_t *v)
     return SQ_JSON_NULL;
 }
 
-const char *sq_json_kind_name(const struct json_t *v)
+const char *sq_field_kind_name(const struct json_t *v)
 {
     static const char *const names[] = {"null",     "a boolean", "an integer", "a fraction",
                                         "a string", "an array",  "an object"};
-    return names[sq_json_kind(v)];
+    return names[sq_field_kind(v)];
 }
 
-size_t sq_json_len(const struct json_t *v)
+size_t sq_field_len(const struct json_t *v)
 {
     return json_is_array(v) ? json_array_size(v) : json_object_size(v);
 }
 
-const struct json_t *sq_json_at(const struct json_t *array, size_t i)
+const struct json_t *sq_field_at(const struct json_t *array, size_t i)
 {
     return json_array_get(array, i);
 }
 
-const struct json_t *sq_json_get(const struct json_t *object, const char *key)
+const struct json_t *sq_field_get(const struct json_t *object, const char *key)
 {
     return json_object_get(object, key);
 }
 
-bool sq_json_next(const struct json_t *object, void **it, const char **ret_key,
+bool sq_field_next(const struct json_t *object, void **it, const char **ret_key,
                   const struct json_t **ret_value)
 {
     /* The library's iterators want a mutable object, but do not change it. */
@@ -136,7 +136,7 @@ bool sq_json_next(const struct json_t *object, void **it, const char **ret_key,
 static int wrong_type(const struct json_t *v, const char *path, const char *want, struct sq_fault *f)
 {
     return sq_fault_set(f, SQ_STATUS_INVALID_VALUE, path, "'%s' must be %s, found %s", path, want,
-                        sq_json_kind_name(v));
+                        sq_field_kind_name(v));
 }
 
 /* A whole float within 64 bits is an integer. */
@@ -153,10 +153,10 @@ static bool as_int(const struct json_t *v, int64_t *ret)
     return true;
 }
 
-int sq_json_int(const struct json_t *v, const char *path, int64_t min, int64_t max, int64_t *ret,
+int sq_field_int(const struct json_t *v, const char *path, int64_t min, int64_t max, int64_t *ret,
                 struct sq_fault *f)
 {
-    if (sq_json_kind(v) == SQ_JSON_NULL)
+    if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;
     int64_t i;
     if (!as_int(v, &i))
@@ -169,10 +169,10 @@ int sq_json_int(const struct json_t *v, const char *path, int64_t min, int64_t m
     return 0;
 }
 
-int sq_json_float(const struct json_t *v, const char *path, double min, double max, float *ret,
+int sq_field_float(const struct json_t *v, const char *path, double min, double max, float *ret,
                   struct sq_fault *f)
 {
-    if (sq_json_kind(v) == SQ_JSON_NULL)
+    if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;
     if (!json_is_number(v))
         return wrong_type(v, path, "a number", f);
@@ -186,9 +186,9 @@ int sq_json_float(const struct json_t *v, const char *path, double min, double m
     return 0;
 }
 
-int sq_json_bool(const struct json_t *v, const char *path, bool *ret, struct sq_fault *f)
+int sq_field_bool(const struct json_t *v, const char *path, bool *ret, struct sq_fault *f)
 {
-    if (sq_json_kind(v) == SQ_JSON_NULL)
+    if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;
     if (!json_is_boolean(v))
         return wrong_type(v, path, "a boolean", f);
@@ -196,10 +196,10 @@ int sq_json_bool(const struct json_t *v, const char *path, bool *ret, struct sq_
     return 0;
 }
 
-int sq_json_str(const struct json_t *v, const char *path, const char **ret, size_t *ret_n,
+int sq_field_str(const struct json_t *v, const char *path, const char **ret, size_t *ret_n,
                 struct sq_fault *f)
 {
-    if (sq_json_kind(v) == SQ_JSON_NULL)
+    if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;
     if (!json_is_string(v))
         return wrong_type(v, path, "a string", f);

@@ -41,20 +41,20 @@ int sq_fault_set(struct sq_fault *f, enum sq_status s, const char *param, const 
     return -SQ_E_INVAL;
 }
 
-void sq_fault_write(const struct sq_fault *f, struct sq_out *o)
+void sq_fault_write(const struct sq_fault *f, struct sq_wbuf *o)
 {
-    sq_out_puts(o, "{\"error\":{\"message\":");
-    sq_out_json_or_null(o, f->msg);
-    sq_out_puts(o, ",\"type\":");
-    sq_out_json_or_null(o, statuses[f->status].type);
-    sq_out_puts(o, ",\"param\":");
-    sq_out_json_or_null(o, f->param[0] ? f->param : NULL);
-    sq_out_puts(o, ",\"code\":");
-    sq_out_json_or_null(o, statuses[f->status].code);
+    sq_wbuf_puts(o, "{\"error\":{\"message\":");
+    sq_wbuf_json_or_null(o, f->msg);
+    sq_wbuf_puts(o, ",\"type\":");
+    sq_wbuf_json_or_null(o, statuses[f->status].type);
+    sq_wbuf_puts(o, ",\"param\":");
+    sq_wbuf_json_or_null(o, f->param[0] ? f->param : NULL);
+    sq_wbuf_puts(o, ",\"code\":");
+    sq_wbuf_json_or_null(o, statuses[f->status].code);
     if (f->status == SQ_STATUS_CONTEXT)
-        sq_out_printf(o, ",\"n_prompt_tokens\":%lld,\"max_tokens\":%lld,\"n_ctx\":%lld",
+        sq_wbuf_printf(o, ",\"n_prompt_tokens\":%lld,\"max_tokens\":%lld,\"n_ctx\":%lld",
                       (long long)f->counts[0], (long long)f->counts[1], (long long)f->counts[2]);
-    sq_out_puts(o, "}}");
+    sq_wbuf_puts(o, "}}");
 }
 
 void sq_reply_fault(struct sq_reply *r, const struct sq_fault *f)

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "api/out.h"
+#include "api/wbuf.h"
 
 enum sq_status {
     SQ_STATUS_OK,
@@ -33,12 +33,12 @@ int sq_fault_set(struct sq_fault *f, enum sq_status s, const char *param, const 
     __attribute__((format(printf, 4, 5), cold));
 
 /* {"error":{...}} without anything behind it: the body of an error and the data of a stream's error event. */
-void sq_fault_write(const struct sq_fault *f, struct sq_out *o);
+void sq_fault_write(const struct sq_fault *f, struct sq_wbuf *o);
 
 struct sq_reply {
     int http;
     const char *type;  /* static; NULL = application/json */
-    struct sq_out body;
+    struct sq_wbuf body;
     int64_t retry_ms;  /* 0 = none */
     const char *allow; /* static or NULL */
     bool no_retry;

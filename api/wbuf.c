@@ -1,4 +1,4 @@
-#include "api/out.h"
+#include "api/wbuf.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,14 +8,14 @@
 #include "engine/base/num.h"
 #include "engine/text/utf8.h"
 
-void sq_out_done(struct sq_out *o)
+void sq_wbuf_done(struct sq_wbuf *o)
 {
     sq_free(o->data);
-    *o = (struct sq_out){.max = o->max};
+    *o = (struct sq_wbuf){.max = o->max};
 }
 
 /* Room for n more bytes, or NULL with `failed` set. */
-static char *room(struct sq_out *o, size_t n)
+static char *room(struct sq_wbuf *o, size_t n)
 {
     size_t need;
     if (o->failed || !sq_add_size(o->n, n, &need) || (o->max && need > o->max)) {
@@ -37,7 +37,7 @@ static char *room(struct sq_out *o, size_t n)
     return o->data + o->n;
 }
 
-void sq_out_put(struct sq_out *o, const void *p, size_t n)
+void sq_wbuf_put(struct sq_wbuf *o, const void *p, size_t n)
 {
     char *to = n ? room(o, n) : NULL;
     if (to) {
@@ -46,12 +46,12 @@ void sq_out_put(struct sq_out *o, const void *p, size_t n)
     }
 }
 
-void sq_out_puts(struct sq_out *o, const char *s)
+void sq_wbuf_puts(struct sq_wbuf *o, const char *s)
 {
-    sq_out_put(o, s, strlen(s));
+    sq_wbuf_put(o, s, strlen(s));
 }
 
-void sq_out_printf(struct sq_out *o, const char *fmt, ...)
+void sq_wbuf_printf(struct sq_wbuf *o, const char *fmt, ...)
 {
     char buf[512];
     va_list ap, again;
@@ -60,7 +60,7 @@ void sq_out_printf(struct sq_out *o, const char *fmt, ...)
     int n = vsnprintf(buf, sizeof(buf), fmt, ap);
     va_end(ap);
     if (n >= 0 && (size_t)n < sizeof(buf)) {
-        sq_out_put(o, buf, (size_t)n);
+        sq_wbuf_put(o, buf, (size_t)n);
     } else if (n < 0) {
         o->failed = true;
     } else {
@@ -73,7 +73,7 @@ void sq_out_printf(struct sq_out *o, const char *fmt, ...)
     va_end(again);
 }
 
-void sq_out_int(struct sq_out *o, int64_t v)
+void sq_wbuf_int(struct sq_wbuf *o, int64_t v)
 {
     char buf[24];
     char *p = buf + sizeof(buf);
@@ -84,7 +84,7 @@ void sq_out_int(struct sq_out *o, int64_t v)
     } while (u);
     if (v < 0)
         *--p = '-';
-    sq_out_put(o, p, (size_t)(buf + sizeof(buf) - p));
+    sq_wbuf_put(o, p, (size_t)(buf + sizeof(buf) - p));
 }
 
 /* Writes what one byte below 0x80 that may not stand for itself becomes; to has room for 6. */
@@ -104,42 +104,42 @@ static size_t escape(char *to, unsigned char c)
     return 6;
 }
 
-void sq_out_escaped(struct sq_out *o, const char *s, size_t n)
+void sq_wbuf_escaped(struct sq_wbuf *o, const char *s, size_t n)
 {
     const unsigned char *p = (const unsigned char *)s, *end = p + n;
     while (p < end && !o->failed) {
         const unsigned char *run = p;
         while (p < end && *p >= 0x20 && *p < 0x7F && *p != '"' && *p != '\\')
             p++;
-        sq_out_put(o, run, (size_t)(p - run));
+        sq_wbuf_put(o, run, (size_t)(p - run));
         if (p == end)
             break;
         if (*p < 0x80) {
             char esc[6];
-            sq_out_put(o, esc, escape(esc, *p++));
+            sq_wbuf_put(o, esc, escape(esc, *p++));
             continue;
         }
         bool cut;
         int len = sq_utf8_step(p, (size_t)(end - p), &cut);
         if (len > 0)
-            sq_out_put(o, p, (size_t)len);
+            sq_wbuf_put(o, p, (size_t)len);
         else
-            sq_out_put(o, "\xEF\xBF\xBD", 3);
+            sq_wbuf_put(o, "\xEF\xBF\xBD", 3);
         p += len > 0 ? len : -len;
     }
 }
 
-void sq_out_json(struct sq_out *o, const char *s, size_t n)
+void sq_wbuf_json(struct sq_wbuf *o, const char *s, size_t n)
 {
-    sq_out_put(o, "\"", 1);
-    sq_out_escaped(o, s, n);
-    sq_out_put(o, "\"", 1);
+    sq_wbuf_put(o, "\"", 1);
+    sq_wbuf_escaped(o, s, n);
+    sq_wbuf_put(o, "\"", 1);
 }
 
-void sq_out_json_or_null(struct sq_out *o, const char *s)
+void sq_wbuf_json_or_null(struct sq_wbuf *o, const char *s)
 {
     if (s)
-        sq_out_json(o, s, strlen(s));
+        sq_wbuf_json(o, s, strlen(s));
     else
-        sq_out_puts(o, "null");
+        sq_wbuf_puts(o, "null");
 }
