@@ -29,7 +29,7 @@ static int open_backend(const struct sq_settings *s, struct sq_loaded *l, struct
     if (rc)
         return rc;
     l->be->ops->info(l->be, &l->device);
-    (void)snprintf(l->backend_why, sizeof l->backend_why, "backend %s (%.80s)%s", l->device.name, l->device.detail,
+    (void)snprintf(l->backend_why, sizeof l->backend_why, "backend %.20s (%.80s)%s", l->device.name, l->device.detail,
                    strcmp(s->backend, "auto") == 0 ? ": this build has no GPU module" : " as configured");
     return 0;
 }

@@ -17,7 +17,7 @@ struct sq_loaded {
     struct sq_tokenizer *tokenizer;
     struct sq_engine *engine; /* opened and warmed up, not started */
     struct sq_device_info device;
-    char backend_why[160];    /* which backend was chosen and why, for the log */
+    char backend_why[192];    /* which backend was chosen and why, for the log */
     double seconds;
 };
 

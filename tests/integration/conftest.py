@@ -1,0 +1,51 @@
+"""Fixtures of the integration tests: the real binary (SQD = its path), the demo model quantised once, and a running server.
+
+SQD_BUILD names the build in reports ("plain", "asan", "tsan"); slow builds get more time through SQD_SLOW.
+"""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "lib"))
+
+from sqd_process import Sqd  # noqa: E402
+
+DEMO = ROOT / "tests" / "models" / "demo-opt"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: left out of the sanitizer runs")
+
+
+@pytest.fixture(scope="session")
+def sqd_binary() -> Path:
+    path = os.environ.get("SQD")
+    if not path:
+        pytest.exit("set SQD to the path of the sqd binary", returncode=4)
+    return Path(path).resolve()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def int8_model(sqd_binary, tmp_path_factory) -> Path:
+    """The demo model as `sqd quantize` makes it by default, or the directory SQD_MODEL."""
+    if os.environ.get("SQD_MODEL"):
+        return Path(os.environ["SQD_MODEL"])
+    out = tmp_path_factory.mktemp("models") / "demo-int8"
+    subprocess.run([sqd_binary, "quantize", "--model", DEMO, "--out", out], check=True, capture_output=True, timeout=900)
+    return out
+
+
+@pytest.fixture(scope="module")
+def server(sqd_binary, int8_model):
+    """A server that the tests of one module share."""
+    with Sqd(sqd_binary, "--model", int8_model, "--served-name", "demo", "--listen", "127.0.0.1:0") as process:
+        yield process
