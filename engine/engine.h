@@ -67,6 +67,7 @@ struct sq_engine_options {
     struct sq_model *model;      /* borrowed, must outlive the engine */
     int max_sequences;           /* running at once */
     int max_step_tokens;         /* rows per step: decode rows first, then chunks of prompts */
+    int max_chunk;               /* rows of one sequence per step; 0 = no bound. No effect on any token: for tests and for latency */
     int max_context;             /* <= the model's; 0 = the model's */
     int kv_blocks;               /* of SQ_KV_BLOCK tokens; 0 = enough for max_sequences * max_context, capped by kv_bytes */
     uint64_t kv_bytes;           /* cap, 0 = none */

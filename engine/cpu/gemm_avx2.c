@@ -3,7 +3,8 @@
  *   sign:  a * w = |a| * sign(w, a); at most 2 * 128 * 127 per pair. Wrong for w = -128 only (its negation does not exist).
  *   split: u = a + 128 = 2 * (u >> 1) + (u & 1); at most 2 * 127 * 128 per pair. Right for every weight, half as fast.
  *
- * Up to 2 rows take all 32 columns of a panel at once, up to 4 take them in two halves. */
+ * Up to 2 rows take all 32 columns of a panel at once and leave prefetching to the processor, which does it better at the pace of the
+ * memory; up to 4 rows take two halves and prefetch. */
 #include <immintrin.h>
 
 #include "engine/cpu/gemm.h"
@@ -59,16 +60,6 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
 #define ROWS_3(X, way) ROWS_2(X, way) X(2, way)
 #define ROWS_4(X, way) ROWS_3(X, way) X(3, way)
 
-#define TILE_BEGIN                                                                                 \
-    const size_t stride = t->stride, nk = t->nk;                                                   \
-    const char *pf = t->pf;                                                                        \
-    size_t pf_off = t->pf_off, pf_step = t->pf_step;
-
-#define PREFETCH                                                                                   \
-    __builtin_prefetch(pf, 0, 2);                                                                  \
-    __builtin_prefetch(pf + pf_off, 0, 2);                                                         \
-    pf += pf_step;
-
 #define START4(r, way) __m256i a##r = s0, b##r = s1, c##r = s2, d##r = s3;
 #define STEP4(r, way)                                                                              \
     {                                                                                              \
@@ -87,7 +78,7 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
 #define TILE_WHOLE(mr, way)                                                                        \
     static void way##mr(const struct sq_gemm_tile *t)                                              \
     {                                                                                              \
-        TILE_BEGIN                                                                                 \
+        const size_t stride = t->stride, nk = t->nk;                                               \
         const __m256i s0 = load(t->acc0), s1 = load(t->acc0 + 8);                                  \
         const __m256i s2 = load(t->acc0 + 16), s3 = load(t->acc0 + 24);                            \
         const uint8_t *x = t->x;                                                                   \
@@ -95,7 +86,6 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
         int32_t *const to = t->c;                                                                  \
         ROWS_##mr(START4, way)                                                                     \
         for (size_t k = nk; k; k--) {                                                              \
-            PREFETCH                                                                               \
             ROWS_##mr(STEP4, way)                                                                  \
             w += 128, x += 4;                                                                      \
         }                                                                                          \
@@ -113,10 +103,17 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
     _mm256_store_si256((__m256i *)(to + 32 * r), a##r);                                            \
     _mm256_store_si256((__m256i *)(to + 32 * r + 8), b##r);
 
+#define PREFETCH                                                                                   \
+    __builtin_prefetch(pf, 0, 2);                                                                  \
+    __builtin_prefetch(pf + pf_off, 0, 2);                                                         \
+    pf += pf_step;
+
 #define TILE_HALVES(mr, way)                                                                       \
     static void way##mr(const struct sq_gemm_tile *t)                                              \
     {                                                                                              \
-        TILE_BEGIN                                                                                 \
+        const size_t stride = t->stride, nk = t->nk;                                               \
+        const char *pf = t->pf;                                                                    \
+        size_t pf_off = t->pf_off, pf_step = t->pf_step;                                           \
         for (int half = 0; half < 2; half++) {                                                     \
             const __m256i s0 = load(t->acc0 + 16 * half), s1 = load(t->acc0 + 16 * half + 8);      \
             const uint8_t *x = t->x;                                                               \

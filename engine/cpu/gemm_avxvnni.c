@@ -1,6 +1,7 @@
 /* INT8 matmul with 256-bit vpdpbusd: AVX-VNNI, or the same instruction of AVX512-VNNI + VL.
  *
- * Up to 3 rows take all 32 columns of a panel at once (12 accumulators of 16 registers), up to 6 take them in two halves. */
+ * Up to 3 rows take all 32 columns of a panel at once (12 accumulators of 16 registers) and leave prefetching to the processor, which
+ * does it better at the pace of the memory; up to 6 rows take two halves and prefetch. */
 #include <immintrin.h>
 
 #include "engine/cpu/gemm.h"
@@ -25,16 +26,6 @@ static inline __m256i load(const void *p)
 #define ROWS_5(X) ROWS_4(X) X(4, x3, 1)
 #define ROWS_6(X) ROWS_5(X) X(5, x3, 2)
 
-#define TILE_BEGIN                                                                                 \
-    const size_t stride = t->stride, nk = t->nk;                                                   \
-    const char *pf = t->pf;                                                                        \
-    size_t pf_off = t->pf_off, pf_step = t->pf_step;
-
-#define PREFETCH                                                                                   \
-    __builtin_prefetch(pf, 0, 2);                                                                  \
-    __builtin_prefetch(pf + pf_off, 0, 2);                                                         \
-    pf += pf_step;
-
 #define START4(r, xp, i) __m256i a##r = s0, b##r = s1, c##r = s2, d##r = s3;
 #define QUAD(r, xp, i) const __m256i q##r = _mm256_set1_epi32(sq_gemm_quad(xp + i * stride));
 #define STEP_A(r, xp, i) a##r = DPBUSD(a##r, q##r, v);
@@ -55,7 +46,7 @@ static inline __m256i load(const void *p)
 #define TILE_WHOLE(mr)                                                                             \
     static void tile##mr(const struct sq_gemm_tile *t)                                             \
     {                                                                                              \
-        TILE_BEGIN                                                                                 \
+        const size_t stride = t->stride, nk = t->nk;                                               \
         const __m256i s0 = load(t->acc0), s1 = load(t->acc0 + 8);                                  \
         const __m256i s2 = load(t->acc0 + 16), s3 = load(t->acc0 + 24);                            \
         const uint8_t *x0 = t->x;                                                                  \
@@ -63,7 +54,6 @@ static inline __m256i load(const void *p)
         int32_t *const to = t->c;                                                                  \
         ROWS_##mr(START4)                                                                          \
         for (size_t k = nk; k; k--) {                                                              \
-            PREFETCH                                                                               \
             ROWS_##mr(QUAD)                                                                        \
             PART(mr, STEP_A, 0)                                                                    \
             PART(mr, STEP_B, 32)                                                                   \
@@ -85,10 +75,17 @@ static inline __m256i load(const void *p)
     _mm256_store_si256((__m256i *)(to + 32 * r), a##r);                                            \
     _mm256_store_si256((__m256i *)(to + 32 * r + 8), b##r);
 
+#define PREFETCH                                                                                   \
+    __builtin_prefetch(pf, 0, 2);                                                                  \
+    __builtin_prefetch(pf + pf_off, 0, 2);                                                         \
+    pf += pf_step;
+
 #define TILE_HALVES(mr)                                                                            \
     static void tile##mr(const struct sq_gemm_tile *t)                                             \
     {                                                                                              \
-        TILE_BEGIN                                                                                 \
+        const size_t stride = t->stride, nk = t->nk;                                               \
+        const char *pf = t->pf;                                                                    \
+        size_t pf_off = t->pf_off, pf_step = t->pf_step;                                           \
         for (int half = 0; half < 2; half++) {                                                     \
             const __m256i s0 = load(t->acc0 + 16 * half), s1 = load(t->acc0 + 16 * half + 8);      \
             const uint8_t *x0 = t->x, *x3 = x0 + 3 * stride;                                       \

@@ -11,7 +11,7 @@
 
 enum sq_scheme {
     SQ_SCHEME_FLOAT,
-    SQ_SCHEME_W8A8_STATIC,  /* per-tensor static input scales (O3) */
+    SQ_SCHEME_W8A8_STATIC, /* per-tensor static input scales (O3) */
     SQ_SCHEME_W8A8_DYNAMIC, /* input scales per row at run time (O1; a dynamic per-tensor checkpoint runs so, too) */
 };
 
@@ -21,16 +21,16 @@ struct sq_config {
     int vocab, max_positions; /* max_positions: usable context in tokens */
     int embed_dim;            /* word_embed_proj_dim; != hidden: project_in / project_out */
     float norm_eps;
-    bool pre_norm;            /* OPT do_layer_norm_before; false: 350m */
-    bool final_norm;          /* a norm before the head (OPT: pre_norm and not _remove_final_layer_norm) */
-    bool tied;                /* the head is the embedding */
+    bool pre_norm;   /* OPT do_layer_norm_before; false: 350m */
+    bool final_norm; /* a norm before the head (OPT: pre_norm and not _remove_final_layer_norm) */
+    bool tied;       /* the head is the embedding */
     bool linear_bias, norm_affine;
-    enum sq_dtype dtype;      /* torch_dtype / dtype, F32 if absent */
-    enum sq_scheme scheme;    /* from quantization_config */
-    bool custom_code;         /* auto_map is there: ignored, but worth a warning (C2) */
-    uint64_t digest;          /* of config.json's bytes */
-    bool head_quantized;      /* quantization_config does not ignore lm_head */
-    int32_t bos, pad;         /* -1 = none */
+    enum sq_dtype dtype;   /* torch_dtype / dtype, F32 if absent */
+    enum sq_scheme scheme; /* from quantization_config */
+    bool custom_code;      /* auto_map is there: ignored, but worth a warning (C2) */
+    uint64_t digest;       /* of config.json's bytes */
+    bool head_quantized;   /* quantization_config does not ignore lm_head */
+    int32_t bos, pad;      /* -1 = none */
     int32_t eos[SQ_MAX_EOS];
     int n_eos;
     /* generation_config.json, with config.json's own keys as fallback; NAN / -1 = not given */
@@ -41,6 +41,8 @@ struct sq_config {
 };
 
 /* Reads both files beneath dir_fd (the second may be absent). dir_name is for messages. */
-int sq_config_load(int dir_fd, const char *dir_name, struct sq_config *ret, struct sq_err *err) SQ_CHECKED;
+int sq_config_load(int dir_fd, const char *dir_name, struct sq_config *ret,
+                   struct sq_err *err) SQ_CHECKED;
 /* config.json's bytes alone: also the fuzz entry and `bench --config`. */
-int sq_config_parse(const char *json, size_t n_bytes, const char *file, struct sq_config *ret, struct sq_err *err) SQ_CHECKED;
+int sq_config_parse(const char *json, size_t n_bytes, const char *file, struct sq_config *ret,
+                    struct sq_err *err) SQ_CHECKED;

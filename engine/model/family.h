@@ -10,12 +10,20 @@
 /* The parts of a decoder. Layer parts come first. */
 enum sq_role {
     SQ_R_NORM1, /* before (or, post-norm, after) attention */
-    SQ_R_Q, SQ_R_K, SQ_R_V, SQ_R_O,
+    SQ_R_Q,
+    SQ_R_K,
+    SQ_R_V,
+    SQ_R_O,
     SQ_R_NORM2, /* before (or after) the feed-forward part */
     SQ_R_UP,    /* OPT: fc1 */
     SQ_R_DOWN,  /* OPT: fc2 */
     SQ_N_LAYER_ROLES,
-    SQ_R_EMBED = SQ_N_LAYER_ROLES, SQ_R_POS, SQ_R_PROJECT_IN, SQ_R_PROJECT_OUT, SQ_R_FINAL_NORM, SQ_R_HEAD,
+    SQ_R_EMBED = SQ_N_LAYER_ROLES,
+    SQ_R_POS,
+    SQ_R_PROJECT_IN,
+    SQ_R_PROJECT_OUT,
+    SQ_R_FINAL_NORM,
+    SQ_R_HEAD,
     SQ_N_ROLES
 };
 
@@ -26,21 +34,23 @@ struct sq_fold {
     enum sq_role from;
     enum sq_role to[4];
     int n_to;
-    bool paper; /* one of the paper's own; the others are exact too, but ours */
+    bool paper;          /* one of the paper's own; the others are exact too, but ours */
     bool needs_pre_norm; /* from is a norm: its output must not be the residual */
 };
 
 struct sq_family {
-    const char *model_type;             /* config.json model_type: "opt" */
-    const char *const *architectures;   /* NULL-terminated allow-list */
-    const char *const *prefixes;        /* tried in this order before every name: "model.decoder.", "decoder." ; NULL-terminated */
-    const char *names[SQ_N_ROLES];      /* module path without ".weight"/".bias"; layer parts hold one %d. NULL = the family has no such part */
+    const char *model_type;           /* config.json model_type: "opt" */
+    const char *const *architectures; /* NULL-terminated allow-list */
+    const char *const *
+        prefixes; /* tried in this order before every name: "model.decoder.", "decoder." ; NULL-terminated */
+    const char *names
+        [SQ_N_ROLES]; /* module path without ".weight"/".bias"; layer parts hold one %d. NULL = the family has no such part */
     enum sq_norm_kind norm;
     enum sq_positions positions;
-    int pos_offset;                     /* OPT: 2 */
+    int pos_offset; /* OPT: 2 */
     enum sq_act act;
     bool tied_by_default;
-    const struct sq_fold *folds;        /* n_folds */
+    const struct sq_fold *folds; /* n_folds */
     int n_folds;
 };
 
@@ -54,7 +64,9 @@ struct sq_source;
 const char *sq_family_prefix(const struct sq_family *f, struct sq_source *src);
 
 /* The reverse of sq_family_name: true if `name` is one of f's under `prefix`; suffix points into name, at the dot. layer is 0 outside layers. */
-bool sq_family_parse(const struct sq_family *f, const char *prefix, const char *name, enum sq_role *ret_role, int *ret_layer, const char **ret_suffix);
+bool sq_family_parse(const struct sq_family *f, const char *prefix, const char *name,
+                     enum sq_role *ret_role, int *ret_layer, const char **ret_suffix);
 
 /* Writes "model.decoder.layers.3.self_attn.q_proj" + suffix (".weight", ".bias", ".input_scale" ...) into buf. layer is ignored for parts outside layers. */
-void sq_family_name(const struct sq_family *f, const char *prefix, enum sq_role role, int layer, const char *suffix, char *buf, size_t n_buf);
+void sq_family_name(const struct sq_family *f, const char *prefix, enum sq_role role, int layer,
+                    const char *suffix, char *buf, size_t n_buf);

@@ -72,8 +72,7 @@ static int load_table(struct sq_loader *ld, enum sq_role role, struct sq_linear 
     struct sq_linear_plan p = {.name = ld->c->family->names[role],
                                .roles = {role},
                                .n_roles = 1,
-                               .out = SQ_OUT_F32,
-                               .act = SQ_ACT_NONE};
+                               .out = role == SQ_R_PROJECT_IN ? SQ_OUT_ADD : SQ_OUT_F32};
     size_t rows, cols;
     sq_role_shape(ld->c, role, &rows, &cols);
     return rows ? sq_load_linear(ld, &p, ret) : 0;

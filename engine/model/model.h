@@ -21,40 +21,46 @@ struct sq_layer {
     struct sq_linear *o, *up, *down;
     /* static input steps of the four linears, 0 where the scheme has none */
     float qkv_step, o_step, up_step, down_step;
-    struct sq_attn attn;   /* layer index, heads and multipliers ready for kv_write / attend */
+    struct sq_attn attn; /* layer index, heads and multipliers ready for kv_write / attend */
 };
 
 struct sq_model {
     struct sq_config config;
-    struct sq_backend *be;          /* borrowed */
+    struct sq_backend *be; /* borrowed */
     enum sq_scheme scheme;
-    bool int8_attention;            /* q/k/v leave the projection as int8 and the KV cache is int8 (O3 with its extra steps); else both are f32 */
-    struct sq_linear *embed, *pos;  /* float tables */
+    bool
+        int8_attention; /* q/k/v leave the projection as int8 and the KV cache is int8 (O3 with its extra steps); else both are f32 */
+    struct sq_linear *embed, *pos;              /* float tables */
     struct sq_linear *project_in, *project_out; /* float; NULL for most */
-    struct sq_norm *final_norm;     /* NULL where the family has none */
-    struct sq_linear *head;         /* == embed when tied and kept; else its own */
-    bool head_int8;                 /* int8 per channel, input rows quantised per row */
-    struct sq_layer *layers;        /* [config.n_layers] */
-    size_t weight_bytes;            /* on the backend */
-    uint64_t fingerprint;           /* of config, scales and weights' headers; 0 for random weights */
+    struct sq_norm *final_norm;                 /* NULL where the family has none */
+    struct sq_linear *head;                     /* == embed when tied and kept; else its own */
+    bool head_int8;                             /* int8 per channel, input rows quantised per row */
+    struct sq_layer *layers;                    /* [config.n_layers] */
+    size_t weight_bytes;                        /* on the backend */
+    uint64_t fingerprint; /* of config, scales and weights' headers; 0 for random weights */
 };
 
-enum sq_head_mode { SQ_HEAD_KEEP /* as stored */, SQ_HEAD_INT8 /* quantise at load: per channel weights, per row inputs */ };
+enum sq_head_mode {
+    SQ_HEAD_KEEP /* as stored */,
+    SQ_HEAD_INT8 /* quantise at load: per channel weights, per row inputs */
+};
 
 struct sq_load_options {
     enum sq_head_mode head;
-    const char *prefix;                                  /* of tensor names, see sq_model_dir */
-    void (*progress)(void *ctx, double done_ratio);      /* may be NULL */
+    const char *prefix;                             /* of tensor names, see sq_model_dir */
+    void (*progress)(void *ctx, double done_ratio); /* may be NULL */
     void *ctx;
-    const _Atomic bool *stop;                            /* may be NULL; checked between tensors: -SQ_E_INTR */
-    bool allow_surplus;                                  /* tensors that nothing asks for are fine (stacked sources) */
+    const _Atomic bool *stop; /* may be NULL; checked between tensors: -SQ_E_INTR */
+    bool allow_surplus;       /* tensors that nothing asks for are fine (stacked sources) */
 };
 
 /* config is copied. On failure everything made on the backend is freed again. */
-int sq_model_load(struct sq_source *src, const struct sq_config *config, struct sq_backend *be, const struct sq_load_options *o,
-                  struct sq_model **ret, struct sq_err *err) SQ_CHECKED;
+int sq_model_load(struct sq_source *src, const struct sq_config *config, struct sq_backend *be,
+                  const struct sq_load_options *o, struct sq_model **ret,
+                  struct sq_err *err) SQ_CHECKED;
 struct sq_model *sq_model_free(struct sq_model *m);
 
 /* A source of pseudo-random weights (and, for the W8A8 schemes, scales that keep activations in range) of any config: benchmarks need no checkpoint.
  * Deterministic in the seed, O(1) memory. */
-int sq_random_source_open(const struct sq_config *config, uint64_t seed, struct sq_source **ret, struct sq_err *err) SQ_CHECKED;
+int sq_random_source_open(const struct sq_config *config, uint64_t seed, struct sq_source **ret,
+                          struct sq_err *err) SQ_CHECKED;

@@ -3,19 +3,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/base/check.h"
-#include "engine/base/mem.h"
-
-#define MAX_IGNORE 1024
-
 /* One QuantizationArgs object, defaults as the library fills them in. */
 struct args {
     bool there, dynamic, symmetric;
     const char *strategy; /* "tensor", "channel", "token" */
 };
-
-#define REFUSE(w, fmt, ...)                                                                        \
-    sq_fail((w)->err, SQ_E_NOTSUP, "%s: %s: %s" fmt, (w)->file, (w)->rule, (w)->path, ##__VA_ARGS__)
 
 /* The eight-bit integer part; everything else is another format with a name of its own. */
 static int check_type(const json_t *o, const struct sq_json_where *w)
@@ -28,12 +20,13 @@ static int check_type(const json_t *o, const struct sq_json_where *w)
     if (r < 0)
         return r;
     if (strcmp(type, "float") == 0)
-        return REFUSE(w, "type: %d-bit floats (FP%d) are not supported, only int", (int)bits,
-                      (int)bits);
+        return SQ_QUANT_REFUSE(w, "type: %d-bit floats (FP%d) are not supported, only int",
+                               (int)bits, (int)bits);
     if (strcmp(type, "int"))
-        return REFUSE(w, "type: '%.32s' is not known", type);
+        return SQ_QUANT_REFUSE(w, "type: '%.32s' is not known", type);
     if (bits != 8)
-        return REFUSE(w, "num_bits: %d (int%d) is not supported, only 8", (int)bits, (int)bits);
+        return SQ_QUANT_REFUSE(w, "num_bits: %d (int%d) is not supported, only 8", (int)bits,
+                               (int)bits);
     return 0;
 }
 
@@ -46,15 +39,15 @@ static int check_actorder(const json_t *o, const struct sq_json_where *w)
     const char *s = json_string_value(v);
     if (s && (strcmp(s, "static") == 0 || strcmp(s, "weight") == 0))
         return 0;
-    return REFUSE(w, "actorder: '%.32s' is not supported, only 'static' and 'weight'",
-                  s ? s : sq_json_type_text(v));
+    return SQ_QUANT_REFUSE(w, "actorder: '%.32s' is not supported, only 'static' and 'weight'",
+                           s ? s : sq_json_type_text(v));
 }
 
 static int read_dynamic(const json_t *o, const struct sq_json_where *w, struct args *a)
 {
     const char *s = json_string_value(json_object_get(o, "dynamic"));
     if (s)
-        return REFUSE(w, "dynamic: '%.32s' is not supported, only true and false", s);
+        return SQ_QUANT_REFUSE(w, "dynamic: '%.32s' is not supported, only true and false", s);
     int r = sq_json_bool(o, w, "dynamic", &a->dynamic);
     return r < 0 ? r : 0;
 }
@@ -112,10 +105,11 @@ static int check_weights(const struct sq_json_where *w, const struct args *a)
         return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: no key '%sweights'", w->file, w->rule,
                        w->path);
     if (a->dynamic)
-        return REFUSE(w, "weights.dynamic: true is not supported");
+        return SQ_QUANT_REFUSE(w, "weights.dynamic: true is not supported");
     if (strcmp(a->strategy, "tensor") && strcmp(a->strategy, "channel"))
-        return REFUSE(w, "weights.strategy: '%.32s' is not supported, only 'tensor' and 'channel'",
-                      a->strategy);
+        return SQ_QUANT_REFUSE(
+            w, "weights.strategy: '%.32s' is not supported, only 'tensor' and 'channel'",
+            a->strategy);
     return 0;
 }
 
@@ -123,14 +117,16 @@ static int check_inputs(const struct sq_json_where *w, const struct args *a, str
 {
     bool tensor;
     if (!a->there)
-        return REFUSE(w, "input_activations: none: weight-only W8A16 is not supported");
+        return SQ_QUANT_REFUSE(w, "input_activations: none: weight-only W8A16 is not supported");
     tensor = strcmp(a->strategy, "tensor") == 0;
     if (!tensor && (!a->dynamic || strcmp(a->strategy, "token")))
-        return REFUSE(w, "input_activations.strategy: '%.32s' is not supported with dynamic %s",
-                      a->strategy, a->dynamic ? "true" : "false");
+        return SQ_QUANT_REFUSE(
+            w, "input_activations.strategy: '%.32s' is not supported with dynamic %s", a->strategy,
+            a->dynamic ? "true" : "false");
     if (a->dynamic && !a->symmetric)
-        return REFUSE(w, "input_activations.symmetric: false (asymmetric, with zero points at run "
-                         "time) is not supported");
+        return SQ_QUANT_REFUSE(
+            w, "input_activations.symmetric: false (asymmetric, with zero points at run "
+               "time) is not supported");
     c->scheme = a->dynamic ? SQ_SCHEME_W8A8_DYNAMIC : SQ_SCHEME_W8A8_STATIC;
     return 0;
 }
@@ -142,8 +138,8 @@ static int check_targets(const json_t *targets, const struct sq_json_where *w)
         return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: key '%stargets': expected a list of names",
                        w->file, w->rule, w->path);
     if (json_array_size(targets) != 1 || strcmp(s, "Linear"))
-        return REFUSE(w, "targets: only [\"Linear\"] is supported, found '%.64s'%s", s,
-                      json_array_size(targets) > 1 ? " and more" : "");
+        return SQ_QUANT_REFUSE(w, "targets: only [\"Linear\"] is supported, found '%.64s'%s", s,
+                               json_array_size(targets) > 1 ? " and more" : "");
     return 0;
 }
 
@@ -156,10 +152,10 @@ static int check_format(const json_t *o, const struct sq_json_where *w, bool req
     if (!s && required)
         return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: no key '%sformat'", w->file, w->rule, w->path);
     if (s && strcmp(s, "int-quantized") && strcmp(s, "naive-quantized"))
-        return REFUSE(w, "format: '%.32s'%s is not supported, only 'int-quantized'", s,
-                      strstr(s, "float")  ? " (FP8)"
-                      : strstr(s, "pack") ? " (int4)"
-                                          : "");
+        return SQ_QUANT_REFUSE(w, "format: '%.32s'%s is not supported, only 'int-quantized'", s,
+                               strstr(s, "float")  ? " (FP8)"
+                               : strstr(s, "pack") ? " (int4)"
+                                                   : "");
     return 0;
 }
 
@@ -172,7 +168,7 @@ static int read_group(const char *name, const json_t *g, const struct sq_json_wh
     w.path = path;
     if (json_is_array(g)) { /* a preset's name with its targets */
         if (strcmp(name, "W8A8") && strcmp(name, "INT8"))
-            return REFUSE(&w, " this preset is not supported, only W8A8");
+            return SQ_QUANT_REFUSE(&w, " this preset is not supported, only W8A8");
         c->scheme = SQ_SCHEME_W8A8_DYNAMIC;
         return check_targets(g, &w);
     }
@@ -194,7 +190,7 @@ static int read_group(const char *name, const json_t *g, const struct sq_json_wh
     if (!r)
         r = read_args(g, &w, "output_activations", &outputs);
     if (!r && outputs.there)
-        r = REFUSE(&w, "output_activations: not supported");
+        r = SQ_QUANT_REFUSE(&w, "output_activations: not supported");
     return r;
 }
 
@@ -206,118 +202,11 @@ static int read_groups(const json_t *q, const struct sq_json_where *w, struct sq
         return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: key '%sconfig_groups': expected an object",
                        w->file, w->rule, w->path);
     if (n > 1)
-        return REFUSE(w, "config_groups: %zu groups (mixed precision) are not supported, only one",
-                      n);
+        return SQ_QUANT_REFUSE(
+            w, "config_groups: %zu groups (mixed precision) are not supported, only one", n);
     void *it = json_object_iter((json_t *)groups);
     return read_group(json_object_iter_key(it), json_object_iter_value(it), w, c);
 }
-
-/* --- the ignore list --------------------------------------------------------------------------------------------- */
-
-/* Literal names, and of regular expressions those that are a plain text at the beginning, at the end, or anywhere. */
-struct pattern {
-    char text[128];
-    bool open_start, open_end;
-};
-
-static bool parse_pattern(const char *s, struct pattern *p)
-{
-    *p = (struct pattern){0};
-    bool regex = strncmp(s, "re:", 3) == 0;
-    if (regex) {
-        s += 3;
-        s += *s == '^';
-        p->open_start = strncmp(s, ".*", 2) == 0;
-        s += p->open_start ? 2 : 0;
-        p->open_end = true; /* the library matches from the start, and does not ask for the end */
-    }
-    size_t n = 0;
-    for (; *s; s++) {
-        if (regex && strcmp(s, ".*") == 0)
-            break;
-        if (regex && strcmp(s, "$") == 0) {
-            p->open_end = false;
-            break;
-        }
-        if (regex && s[0] == '\\' && s[1] == '.')
-            s++;
-        else if (regex && strchr("\\*+?[](){}|^$", *s))
-            return false;
-        if (n == sizeof p->text - 1)
-            return !regex; /* no module has a literal name so long */
-        p->text[n++] = *s;
-    }
-    return true;
-}
-
-static bool matches(const struct pattern *p, const char *name)
-{
-    size_t n = strlen(name), k = strlen(p->text);
-    if (k > n)
-        return false;
-    if (!p->open_start)
-        return strncmp(name, p->text, k) == 0 && (p->open_end || k == n);
-    return p->open_end ? strstr(name, p->text) != NULL : strcmp(name + n - k, p->text) == 0;
-}
-
-static bool ignored(const struct pattern *p, size_t n, const struct sq_config *c, enum sq_role role,
-                    int layer, char *name, size_t n_name)
-{
-    for (int i = 0; c->family->prefixes[i]; i++) {
-        sq_family_name(c->family, c->family->prefixes[i], role, layer, "", name, n_name);
-        for (size_t k = 0; k < n; k++)
-            if (matches(&p[k], name))
-                return true;
-    }
-    return false;
-}
-
-/* The head may be left out of the quantisation, and so may project_in / project_out, which run in float anyway. The linears of a
- * layer may not: the engine runs all layers alike. */
-static int apply_ignore(const struct pattern *p, size_t n, const struct sq_json_where *w,
-                        struct sq_config *c)
-{
-    char name[160];
-    c->head_quantized = !ignored(p, n, c, SQ_R_HEAD, 0, name, sizeof name);
-    for (int role = 0; role < SQ_N_LAYER_ROLES; role++) {
-        if (role == SQ_R_NORM1 || role == SQ_R_NORM2 || !c->family->names[role])
-            continue;
-        for (int layer = 0; layer < c->n_layers; layer++)
-            if (ignored(p, n, c, (enum sq_role)role, layer, name, sizeof name))
-                return REFUSE(w, "ignore: '%s' in float between int8 layers is not supported",
-                              name);
-    }
-    return 0;
-}
-
-static int read_ignore(const json_t *q, const struct sq_json_where *w, struct sq_config *c)
-{
-    const json_t *list = json_object_get(q, "ignore");
-    size_t n = json_array_size(list);
-    if (list && !json_is_null(list) && !json_is_array(list))
-        return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: key '%signore': expected a list", w->file,
-                       w->rule, w->path);
-    if (n > MAX_IGNORE)
-        return sq_fail(w->err, SQ_E_LIMIT, "%s: %s: key '%signore': %zu entries, the limit is %d",
-                       w->file, w->rule, w->path, n, MAX_IGNORE);
-    SQ_AUTO_FREE struct pattern *p = sq_new_array(struct pattern, n);
-    if (!p)
-        return sq_fail(w->err, SQ_E_NOMEM, "%s: out of memory", w->file);
-    for (size_t i = 0; i < n; i++) {
-        const char *s = json_string_value(json_array_get(list, i));
-        if (!s)
-            return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: key '%signore': expected strings", w->file,
-                           w->rule, w->path);
-        if (!parse_pattern(s, &p[i]))
-            return REFUSE(w,
-                          "ignore: the pattern '%.64s' is not supported, only names and "
-                          "'re:.*ending'",
-                          s);
-    }
-    return apply_ignore(p, n, w, c);
-}
-
-/* --- the rest ---------------------------------------------------------------------------------------------------- */
 
 static bool empty(const json_t *v)
 {
@@ -336,8 +225,8 @@ static int check_status(const json_t *q, const struct sq_json_where *w)
         return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: no key '%squant_method'", w->file, w->rule,
                        w->path);
     if (strcmp(method, "compressed-tensors"))
-        return REFUSE(w, "quant_method: '%.32s' is not supported, only 'compressed-tensors'",
-                      method);
+        return SQ_QUANT_REFUSE(
+            w, "quant_method: '%.32s' is not supported, only 'compressed-tensors'", method);
     if (!status || strcmp(status, "compressed"))
         return sq_fail(w->err, SQ_E_FORMAT,
                        "%s: %s: key '%squantization_status': expected 'compressed', found '%.32s'",
@@ -351,12 +240,12 @@ static int check_extras(const json_t *q, const struct sq_json_where *w)
     if (!empty(transform) &&
         !(json_object_size(transform) == 1 && empty(json_object_get(transform, "config_groups")) &&
           json_object_get(transform, "config_groups")))
-        return REFUSE(w, "transform_config: transforms (Hadamard) are not supported");
+        return SQ_QUANT_REFUSE(w, "transform_config: transforms (Hadamard) are not supported");
     const json_t *sparse = json_object_get(q, "sparsity_config");
     const char *format = json_string_value(json_object_get(sparse, "format"));
     if (!empty(sparse) && (!format || strcmp(format, "dense")))
-        return REFUSE(w, "sparsity_config: sparse weights ('%.32s') are not supported",
-                      format ? format : "?");
+        return SQ_QUANT_REFUSE(w, "sparsity_config: sparse weights ('%.32s') are not supported",
+                               format ? format : "?");
     return 0;
 }
 
@@ -386,6 +275,6 @@ int sq_quant_config_parse(const json_t *q, const char *file, struct sq_config *c
     if (!r)
         r = check_kv(q, &w);
     if (!r)
-        r = read_ignore(q, &w, c);
+        r = sq_quant_ignore_parse(q, &w, c);
     return r;
 }

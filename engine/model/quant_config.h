@@ -8,3 +8,11 @@
  * compressed-tensors knows and sqd does not, named. */
 int sq_quant_config_parse(const json_t *q, const char *file, struct sq_config *c,
                           struct sq_err *err) SQ_CHECKED;
+
+/* Its `ignore` list alone (quant_ignore.c): sets head_quantized. */
+int sq_quant_ignore_parse(const json_t *q, const struct sq_json_where *w,
+                          struct sq_config *c) SQ_CHECKED;
+
+/* A variant that is known, but not supported: "config.json: C5: quantization_config." and what the caller says about it. */
+#define SQ_QUANT_REFUSE(w, fmt, ...)                                                               \
+    sq_fail((w)->err, SQ_E_NOTSUP, "%s: %s: %s" fmt, (w)->file, (w)->rule, (w)->path, ##__VA_ARGS__)

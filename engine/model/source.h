@@ -27,7 +27,8 @@ struct sq_source_ops {
     bool (*find)(struct sq_source *s, const char *name, struct sq_tensor_info *ret);
     /* Rows [row0, row0 + n_rows) in the tensor's dtype, dense, into dst. A row is the product of the dimensions after the first;
      * rank 0 counts as one row of one element. Errors: -SQ_E_IO, -SQ_E_FORMAT, -SQ_E_NOTFOUND, naming file and tensor. */
-    int (*read)(struct sq_source *s, const char *name, size_t row0, size_t n_rows, void *dst, struct sq_err *err);
+    int (*read)(struct sq_source *s, const char *name, size_t row0, size_t n_rows, void *dst,
+                struct sq_err *err);
     void (*close)(struct sq_source *s);
     /* May be NULL: the i-th name, in a fixed order, NULL beyond the last. Without it surplus tensors go unnoticed. */
     const char *(*name)(struct sq_source *s, size_t i);
@@ -46,7 +47,8 @@ static inline struct sq_source *sq_source_close(struct sq_source *s)
 }
 
 /* As read, but widened to f32 whatever the stored float type (I8 codes become their value). */
-int sq_source_read_f32(struct sq_source *s, const char *name, size_t row0, size_t n_rows, float *dst, struct sq_err *err) SQ_CHECKED;
+int sq_source_read_f32(struct sq_source *s, const char *name, size_t row0, size_t n_rows,
+                       float *dst, struct sq_err *err) SQ_CHECKED;
 
 /* Turns n elements of t that lie at the end of dst's 4 * n bytes into f32. */
 void sq_widen_in_place(enum sq_dtype t, size_t n, float *dst);

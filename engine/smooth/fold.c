@@ -91,6 +91,7 @@ struct maker {
     const char *prefix;
     const struct sq_stats *stats;
     double alpha;
+    bool per_tensor;
     struct sq_smoothing *m;
     float *rows; /* [BLOCK_FLOATS or one row] */
 };
@@ -125,12 +126,24 @@ static float round_to_power(double s)
     return (float)exp2(fmin(fmax(e, -20.0), 20.0));
 }
 
+/* s_j before rounding, in place of w. */
+static void choose(const struct maker *k, const float *x, size_t dim, bool rows_count, double *w)
+{
+    double sum_log = 0;
+    for (size_t j = 0; j < dim; j++) {
+        w[j] = pow(fmax((double)x[j], CLAMP), k->alpha) / pow(fmax(w[j], CLAMP), 1.0 - k->alpha);
+        sum_log += log(w[j]);
+    }
+    const double floor = rows_count ? exp(sum_log / (double)dim) : 0;
+    for (size_t j = 0; j < dim; j++)
+        w[j] = fmax(w[j], floor);
+}
+
 static int make_one(struct maker *k, int layer, int i_fold, struct sq_err *err)
 {
     const struct sq_fold *f = &k->m->family->folds[i_fold];
     const enum sq_site site = sq_role_site(f->to[0]);
     const size_t dim = sq_site_dim(k->config, site);
-    const float *x = k->stats->absmax[(size_t)layer * SQ_N_SITES + site];
     SQ_AUTO_FREE double *w = sq_new_array(double, dim);
     float *s = sq_new_array(float, dim);
     *slot(k->m, layer, i_fold) = s;
@@ -141,9 +154,10 @@ static int make_one(struct maker *k, int layer, int i_fold, struct sq_err *err)
         if (rc)
             return rc;
     }
+    choose(k, k->stats->absmax[(size_t)layer * SQ_N_SITES + site], dim,
+           k->per_tensor && !is_norm(f->from), w);
     for (size_t j = 0; j < dim; j++) {
-        s[j] = round_to_power(pow(fmax((double)x[j], CLAMP), k->alpha) /
-                              pow(fmax(w[j], CLAMP), 1.0 - k->alpha));
+        s[j] = round_to_power(w[j]);
         k->m->min_s = SQ_MIN(k->m->min_s, s[j]);
         k->m->max_s = SQ_MAX(k->m->max_s, s[j]);
     }
@@ -168,7 +182,7 @@ static int make_all(struct maker *k, struct sq_err *err)
 
 int sq_smoothing_make(struct sq_source *src, const struct sq_config *config, const char *prefix,
                       const struct sq_stats *stats, double alpha, enum sq_fold_set set,
-                      struct sq_smoothing **ret, struct sq_err *err)
+                      bool per_tensor, struct sq_smoothing **ret, struct sq_err *err)
 {
     size_t row = SQ_MAX(sq_role_n_in(config, SQ_R_Q),
                         SQ_MAX(sq_role_n_in(config, SQ_R_O), sq_role_n_in(config, SQ_R_DOWN)));
@@ -185,7 +199,7 @@ int sq_smoothing_make(struct sq_source *src, const struct sq_config *config, con
     } else {
         for (int i = 0; i < m->family->n_folds; i++)
             m->states[i] = fold_state(&m->family->folds[i], config, set);
-        struct maker k = {src, config, prefix, stats, alpha, m, rows};
+        struct maker k = {src, config, prefix, stats, alpha, per_tensor, m, rows};
         rc = make_all(&k, err);
     }
     if (rc) {

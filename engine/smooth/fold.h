@@ -5,6 +5,9 @@
  * matrices that share the input (SmoothQuant, eq. 4). Each s_j is then rounded to a power of two: the smoothed model's floats are
  * the original's with other exponents, so it gives the same logits bit for bit and any wrong fold shows.
  *
+ * A fold between two linears also multiplies rows of `from` by 1/s. With one weight scale per row that costs nothing; with one per tensor
+ * a small s would blow up the range of the whole tensor, so there such folds only ever shrink rows: s is at least its geometric mean.
+ *
  * Which folds a family has is a table (engine/model/family.h). One thread at a time. */
 #pragma once
 
@@ -30,10 +33,10 @@ struct sq_smoothing {
     float min_s, max_s;         /* over all; 1 if there are none */
 };
 
-/* Chooses the factors; reads the weights of src once. Errors: the source's, -SQ_E_NOMEM. */
+/* Chooses the factors; reads the weights of src once. per_tensor: how the weights will be quantised. Errors: the source's, -SQ_E_NOMEM. */
 int sq_smoothing_make(struct sq_source *src, const struct sq_config *config, const char *prefix,
                       const struct sq_stats *stats, double alpha, enum sq_fold_set set,
-                      struct sq_smoothing **ret, struct sq_err *err) SQ_CHECKED;
+                      bool per_tensor, struct sq_smoothing **ret, struct sq_err *err) SQ_CHECKED;
 struct sq_smoothing *sq_smoothing_free(struct sq_smoothing *m);
 
 /* s of the fold whose output side is `from` in this layer, or NULL. */

@@ -110,7 +110,7 @@ static int smooth(struct making *k, struct sq_err *err)
     int rc = sq_progress_step(k->progress, "smoothing", 0, err);
     if (!rc)
         rc = sq_smoothing_make(k->dir->source, c, k->dir->prefix, s->stats, k->r->alpha,
-                               k->r->folds, &s->smoothing, err);
+                               k->r->folds, k->r->per_tensor, &s->smoothing, err);
     if (!rc)
         rc = sq_fold_source_open(k->dir->source, s->smoothing, k->dir->prefix, &s->folded, err);
     if (!rc && anything_folded(s->smoothing))

@@ -11,7 +11,7 @@
 
 #include "engine/base/check.h"
 #include "engine/base/num.h"
-#include "engine/text/utf8.h"
+#include "engine/text/split_priv.h"
 
 #define MAX_PATTERN_BYTES 4096
 #define MAX_CLASSES 250
@@ -23,12 +23,12 @@
 
 struct sq_split_pattern {
     pcre2_code *code;
-    bool one_atom;                /* the pattern is one character of set 0: needs no engine */
-    const uint8_t *first;         /* bit c set: a match can begin with class c; NULL: any */
-    uint64_t masks[MAX_CLASSES];  /* [n_classes]: bit k set: the class belongs to set k */
+    bool one_atom;               /* the pattern is one character of set 0: needs no engine */
+    const uint8_t *first;        /* bit c set: a match can begin with class c; NULL: any */
+    uint64_t masks[MAX_CLASSES]; /* [n_classes]: bit k set: the class belongs to set k */
     size_t n_classes;
-    uint16_t page_of[N_PAGES];    /* c >> 8 -> page */
-    unsigned char (*pages)[256];  /* [n_pages] classes of 256 code points */
+    uint16_t page_of[N_PAGES];   /* c >> 8 -> page */
+    unsigned char (*pages)[256]; /* [n_pages] classes of 256 code points */
     size_t n_pages;
 };
 
@@ -57,53 +57,74 @@ static int class_of_mask(struct sq_split_pattern *p, uint64_t mask)
     return (int)i;
 }
 
-/* Every set's class membership over all code points, into `flat` [SQ_UNICODE_MAX + 1]. The sets are walked side by side: between
- * two neighbouring borders of any range nothing changes. */
-static int fill_classes(struct sq_split_pattern *p, const struct sq_split_parsed *parsed,
-                        unsigned char *flat)
+/* Where the sets are walked side by side: from code point to code point, each with the range it is in or before. */
+struct walk {
+    const struct sq_split_parsed *parsed;
+    size_t at[SQ_SPLIT_MAX_SETS];
+};
+
+/* The sets that c belongs to; *ret_next: the next code point where that changes. c never goes down from call to call. */
+static uint64_t sets_at(struct walk *w, uint32_t c, uint32_t *ret_next)
 {
-    size_t at[SQ_SPLIT_MAX_SETS] = {0};
-    for (uint32_t c = 0; c <= SQ_UNICODE_MAX;) {
-        uint64_t mask = 0;
-        uint32_t next = SQ_UNICODE_MAX + 1;
-        for (size_t k = 0; k < parsed->n_sets; k++) {
-            const struct sq_cpset *s = &parsed->sets[k];
-            while (at[k] < s->n && s->r[at[k]].last < c)
-                at[k]++;
-            if (at[k] == s->n)
-                continue;
-            bool inside = s->r[at[k]].first <= c;
-            mask |= (uint64_t)inside << k;
-            next = SQ_MIN(next, inside ? s->r[at[k]].last + 1 : s->r[at[k]].first);
-        }
-        int cls = class_of_mask(p, mask);
-        if (cls < 0)
-            return -SQ_E_NOTSUP;
-        memset(flat + c, cls, next - c);
-        c = next;
+    uint64_t mask = 0;
+    *ret_next = SQ_UNICODE_MAX + 1;
+    for (size_t k = 0; k < w->parsed->n_sets; k++) {
+        const struct sq_cpset *s = &w->parsed->sets[k];
+        while (w->at[k] < s->n && s->r[w->at[k]].last < c)
+            w->at[k]++;
+        if (w->at[k] == s->n)
+            continue;
+        const struct sq_range *r = &s->r[w->at[k]];
+        bool inside = r->first <= c;
+        mask |= (uint64_t)inside << k;
+        *ret_next = SQ_MIN(*ret_next, inside ? r->last + 1 : r->first);
     }
-    return 0;
+    return mask;
 }
 
-/* Equal pages are kept once. */
-static int fill_pages(struct sq_split_pattern *p, const unsigned char *flat)
+/* A page to be filled; NULL: no memory. */
+static unsigned char *new_page(struct sq_split_pattern *p, size_t *cap)
 {
-    p->pages = sq_malloc(N_PAGES * sizeof *p->pages);
-    if (!p->pages)
-        return -SQ_E_NOMEM;
-    for (size_t i = 0; i < N_PAGES; i++) {
-        size_t k = p->n_pages;
-        while (k && memcmp(p->pages[k - 1], flat + i * 256, 256) != 0)
-            k--;
-        if (!k) {
-            memcpy(p->pages[p->n_pages++], flat + i * 256, 256);
-            k = p->n_pages;
-        }
-        p->page_of[i] = (uint16_t)(k - 1);
+    if (p->n_pages == *cap) {
+        size_t grown = *cap ? 2 * *cap : 64;
+        void *pages = sq_realloc_array(p->pages, grown, sizeof *p->pages);
+        if (!pages)
+            return NULL;
+        p->pages = pages;
+        *cap = grown;
     }
-    void *shrunk = sq_realloc_array(p->pages, p->n_pages, sizeof *p->pages);
-    if (shrunk)
-        p->pages = shrunk;
+    return p->pages[p->n_pages++];
+}
+
+/* The class of every code point. Most pages are of one class throughout: there is one such page a class. */
+static int fill_pages(struct sq_split_pattern *p, const struct sq_split_parsed *parsed)
+{
+    struct walk w = {.parsed = parsed};
+    uint16_t uniform[MAX_CLASSES] = {0}; /* page + 1, 0: not made yet */
+    size_t cap = 0;
+    uint32_t next = 0;
+    int cls = 0;
+    for (uint32_t page = 0; page < N_PAGES; page++) {
+        uint32_t start = page << 8, end = start + 256;
+        for (uint32_t c = start; c < end; c = SQ_MIN(next, end)) {
+            if (c >= next)
+                cls = class_of_mask(p, sets_at(&w, c, &next));
+            if (cls < 0)
+                return -SQ_E_NOTSUP;
+            bool whole = c == start && next >= end;
+            if (whole && uniform[cls]) {
+                p->page_of[page] = (uint16_t)(uniform[cls] - 1);
+                continue;
+            }
+            unsigned char *out = c == start ? new_page(p, &cap) : p->pages[p->n_pages - 1];
+            if (!out)
+                return -SQ_E_NOMEM;
+            memset(out + (c - start), cls, SQ_MIN(next, end) - c);
+            p->page_of[page] = (uint16_t)(p->n_pages - 1);
+            if (whole)
+                uniform[cls] = (uint16_t)p->n_pages;
+        }
+    }
     return 0;
 }
 
@@ -167,14 +188,12 @@ static int build(const struct sq_split_parsed *parsed, struct sq_split_pattern *
                  struct sq_err *err)
 {
     SQ_AUTO(sq_split_pattern) struct sq_split_pattern *p = sq_new(struct sq_split_pattern);
-    SQ_AUTO_FREE unsigned char *flat = sq_malloc(SQ_UNICODE_MAX + 1);
-    if (!p || !flat)
+    if (!p)
         return sq_fail(err, SQ_E_NOMEM, "no memory for a split pattern");
-    int rc = fill_classes(p, parsed, flat);
-    if (rc)
+    int rc = fill_pages(p, parsed);
+    if (rc == -SQ_E_NOTSUP)
         return sq_fail(err, SQ_E_NOTSUP, "a split pattern tells more than %d classes apart",
                        MAX_CLASSES);
-    rc = fill_pages(p, flat);
     if (rc)
         return sq_fail(err, SQ_E_NOMEM, "no memory for a split pattern");
     p->one_atom = parsed->n == 2 && parsed->code[0] == SQ_SPLIT_ATOM;
@@ -297,8 +316,7 @@ static int64_t match_at(const struct sq_split_pattern *p, struct sq_split_run *r
             run->budget -= limit;
         }
         pcre2_set_match_limit(run->match_context, (uint32_t)SQ_MIN(limit, UINT32_MAX));
-        int rc =
-            pcre2_match(p->code, run->classes, n, at, 0, run->match_data, run->match_context);
+        int rc = pcre2_match(p->code, run->classes, n, at, 0, run->match_data, run->match_context);
         if (rc == PCRE2_ERROR_NOMATCH)
             return 0;
         if (rc >= 0)

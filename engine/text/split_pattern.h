@@ -32,8 +32,8 @@ SQ_AUTO_DEFINE(sq_split_pattern)
 struct sq_split_run {
     unsigned char *classes; /* [cap] */
     size_t cap;
-    void *match_data;     /* pcre2_match_data of pattern `of` */
-    void *match_context;  /* pcre2_match_context */
+    void *match_data;    /* pcre2_match_data of pattern `of` */
+    void *match_context; /* pcre2_match_context */
     const struct sq_split_pattern *of;
     uint64_t budget; /* steps that may still be charged */
 };
@@ -57,22 +57,3 @@ void sq_spans_done(struct sq_spans *s);
 int sq_split_pattern_find(const struct sq_split_pattern *p, struct sq_split_run *run,
                           const char *text, uint32_t from, uint32_t to, struct sq_spans *out,
                           struct sq_err *err) SQ_CHECKED;
-
-/* --- between split_parse.c and split_pattern.c ------------------------------------------------------------------------------ */
-
-#define SQ_SPLIT_MAX_SETS 64
-
-/* A parsed pattern: bytes of PCRE2 syntax in which SQ_SPLIT_ATOM and a set's number (plus 1) stand for an atom. */
-struct sq_split_parsed {
-    struct sq_cpset sets[SQ_SPLIT_MAX_SETS]; /* tidy, all different */
-    size_t n_sets;
-    unsigned char *code;
-    size_t n, cap;
-};
-#define SQ_SPLIT_ATOM 0x01
-int sq_split_parse(const char *text, size_t n_bytes, bool literal, struct sq_split_parsed *out,
-                   struct sq_err *err) SQ_CHECKED;
-void sq_split_parsed_done(struct sq_split_parsed *p);
-/* Appends an atom; takes the set, which is emptied also on failure. */
-int sq_split_parsed_atom(struct sq_split_parsed *p, struct sq_cpset *set,
-                         struct sq_err *err) SQ_CHECKED;

@@ -10,85 +10,6 @@
 
 #define MAX_ADDED_BYTES 256
 
-/* --- trie ------------------------------------------------------------------------------------------------------------------- */
-
-void sq_tok_trie_done(struct sq_tok_trie *trie)
-{
-    sq_free(trie->nodes);
-    sq_free(trie->edges);
-    *trie = (struct sq_tok_trie){0};
-}
-
-/* The keys below a node whose edges are still to be made. */
-struct open_node {
-    size_t lo, hi, depth;
-};
-
-/* Makes the edges of node i, whose keys share their first `depth` bytes. */
-static void expand(struct sq_tok_trie *trie, const struct sq_tok_trie_key *keys,
-                   struct open_node *open, size_t i)
-{
-    struct sq_tok_trie_node *node = &trie->nodes[i];
-    size_t lo = open[i].lo, hi = open[i].hi, depth = open[i].depth;
-    node->added = -1;
-    node->first_edge = (uint32_t)trie->n_edges;
-    if (lo < hi && keys[lo].n == depth)
-        node->added = keys[lo++].added;
-    while (lo < hi) {
-        size_t end = lo + 1;
-        while (end < hi && keys[end].text[depth] == keys[lo].text[depth])
-            end++;
-        open[trie->n_nodes] = (struct open_node){lo, end, depth + 1};
-        trie->edges[trie->n_edges++] =
-            (struct sq_tok_trie_edge){keys[lo].text[depth], (uint32_t)trie->n_nodes++};
-        lo = end;
-    }
-    node->n_edges = (uint16_t)(trie->n_edges - node->first_edge);
-}
-
-int sq_tok_trie_build(struct sq_tok_trie *trie, const struct sq_tok_trie_key *keys, size_t n)
-{
-    size_t max_nodes = 1;
-    for (size_t i = 0; i < n; i++) {
-        max_nodes += keys[i].n;
-        trie->starts[keys[i].text[0]] = true;
-    }
-    trie->nodes = sq_new_array(struct sq_tok_trie_node, max_nodes);
-    trie->edges = sq_new_array(struct sq_tok_trie_edge, max_nodes);
-    SQ_AUTO_FREE struct open_node *open = sq_new_array(struct open_node, max_nodes);
-    if (!trie->nodes || !trie->edges || !open)
-        return -SQ_E_NOMEM;
-    trie->n_nodes = 1;
-    open[0] = (struct open_node){0, n, 0};
-    for (size_t i = 0; i < trie->n_nodes; i++)
-        expand(trie, keys, open, i);
-    return 0;
-}
-
-/* The longest key that text[0, n) begins with: its `added`, and its length in *ret_n; -1: none. */
-static int32_t longest(const struct sq_tok_trie *trie, const unsigned char *text, size_t n,
-                       size_t *ret_n)
-{
-    const struct sq_tok_trie_node *node = trie->nodes;
-    int32_t best = -1;
-    for (size_t i = 0; i < n; i++) {
-        const struct sq_tok_trie_edge *e = trie->edges + node->first_edge;
-        const struct sq_tok_trie_edge *end = e + node->n_edges;
-        while (e < end && e->byte != text[i])
-            e++;
-        if (e == end)
-            break;
-        node = &trie->nodes[e->node];
-        if (node->added >= 0) {
-            best = node->added;
-            *ret_n = i + 1;
-        }
-    }
-    return best;
-}
-
-/* --- search ----------------------------------------------------------------------------------------------------------------- */
-
 void sq_tok_parts_done(struct sq_tok_parts *p)
 {
     sq_free(p->v);
@@ -126,8 +47,9 @@ static uint32_t char_before(const unsigned char *s, size_t at, size_t *ret_start
 struct search {
     const unsigned char *s;
     size_t from, to;
-    size_t done;                   /* up to here parts were pushed */
-    size_t space_start, space_end; /* the run of white space measured last: no run is walked twice */
+    size_t done; /* up to here parts were pushed */
+    size_t space_start,
+        space_end; /* the run of white space measured last: no run is walked twice */
 };
 
 /* End of the white space that begins at `at`. */
@@ -188,7 +110,7 @@ static int search(const struct sq_tokenizer *t, const struct sq_tok_trie *trie,
     struct search f = {.s = s, .from = from, .to = to, .done = from};
     for (size_t i = from; i < to && trie->n_nodes;) {
         size_t n = 0;
-        int32_t k = trie->starts[s[i]] ? longest(trie, s + i, to - i, &n) : -1;
+        int32_t k = trie->starts[s[i]] ? sq_tok_trie_longest(trie, s + i, to - i, &n) : -1;
         if (k < 0) {
             i++;
             continue;
@@ -289,8 +211,8 @@ static int read_added(struct sq_tokenizer *t, const json_t *item, uint32_t *next
                            t->n_added);
     if (!n || n > MAX_ADDED_BYTES)
         return sq_tok_fail(t, err, SQ_E_FORMAT, "T4",
-                           "added token %zu, \"%.64s\", has %zu bytes, expected 1 to %d", t->n_added,
-                           text, n, MAX_ADDED_BYTES);
+                           "added token %zu, \"%.64s\", has %zu bytes, expected 1 to %d",
+                           t->n_added, text, n, MAX_ADDED_BYTES);
     struct sq_tok_added *a = &t->added[t->n_added];
     int rc = read_flags(t, item, text, a, err);
     if (!rc)
@@ -316,7 +238,8 @@ static int build_tries(struct sq_tokenizer *t)
         for (size_t i = 0; i < t->n_added; i++) {
             const struct sq_tok_entry *e = &t->vocab.ids[t->added[i].id];
             if (t->added[i].normalized == normalized)
-                keys[n++] = (struct sq_tok_trie_key){t->vocab.blob + e->text, e->n_text, (int32_t)i};
+                keys[n++] =
+                    (struct sq_tok_trie_key){t->vocab.blob + e->text, e->n_text, (int32_t)i};
         }
         if (!n)
             continue;

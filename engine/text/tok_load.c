@@ -65,6 +65,22 @@ static bool shallow(const char *json, size_t n)
     return true;
 }
 
+static int known_keys(const struct sq_tokenizer *t, json_t *object, const char *rule,
+                      const char *const *known, size_t n, struct sq_err *err)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(object, key, value)
+    {
+        size_t k = 0;
+        while (k < n && strcmp(key, known[k]) != 0)
+            k++;
+        if (k == n)
+            return sq_tok_fail(t, err, SQ_E_NOTSUP, rule, "unknown key \"%.64s\"", key);
+    }
+    return 0;
+}
+
 /* --- model ------------------------------------------------------------------------------------------------------------------ */
 
 static int load_vocab(struct sq_tokenizer *t, json_t *vocab, size_t n_added, struct sq_err *err)
@@ -139,9 +155,12 @@ static int load_merge(struct sq_tokenizer *t, const json_t *item, size_t rank, s
     for (size_t i = 0; i < 3; i++)
         if (id[i] == SQ_TOK_NO_ID)
             return sq_tok_fail(t, err, SQ_E_FORMAT, "T3",
-                               "merge %zu, \"%.*s\" and \"%.*s\": %s is not in the vocabulary", rank,
-                               (int)SQ_MIN(n_half[0], 64u), half[0], (int)SQ_MIN(n_half[1], 64u),
-                               half[1], i == 2 ? "the joined text" : i ? "the second" : "the first");
+                               "merge %zu, \"%.*s\" and \"%.*s\": %s is not in the vocabulary",
+                               rank, (int)SQ_MIN(n_half[0], 64u), half[0],
+                               (int)SQ_MIN(n_half[1], 64u), half[1],
+                               i == 2 ? "the joined text"
+                               : i    ? "the second"
+                                      : "the first");
     int rc = sq_tok_merges_add(&t->merges, id[0], id[1], (uint32_t)rank, id[2]);
     if (rc > 0)
         return sq_tok_fail(t, err, SQ_E_FORMAT, "T3", "merge %zu: the pair stands there twice",
@@ -179,23 +198,28 @@ static int load_merges(struct sq_tokenizer *t, const json_t *merges, struct sq_e
 /* Keys of the model that must have one value, or do not matter for a vocabulary that holds every byte. */
 static int check_model(const struct sq_tokenizer *t, json_t *model, struct sq_err *err)
 {
-    static const char *const known[] = {"type", "dropout", "unk_token", "continuing_subword_prefix",
-                                        "end_of_word_suffix", "fuse_unk", "byte_fallback",
-                                        "ignore_merges", "vocab", "merges"};
+    static const char *const known[] = {"type",
+                                        "dropout",
+                                        "unk_token",
+                                        "continuing_subword_prefix",
+                                        "end_of_word_suffix",
+                                        "fuse_unk",
+                                        "byte_fallback",
+                                        "ignore_merges",
+                                        "vocab",
+                                        "merges"};
     const char *type = json_string_value(json_object_get(model, "type")), *key;
     json_t *value;
     if (!json_is_object(model) || (type && strcmp(type, "BPE") != 0))
         return sq_tok_fail(t, err, SQ_E_NOTSUP, "T2", "model type \"%.40s\", expected BPE",
                            type ? type : "(none)");
+    int rc = known_keys(t, model, "T2", known, SQ_ARRAY_LEN(known), err);
+    if (rc)
+        return rc;
     json_object_foreach(model, key, value)
     {
-        size_t k = 0;
-        while (k < SQ_ARRAY_LEN(known) && strcmp(key, known[k]) != 0)
-            k++;
-        if (k == SQ_ARRAY_LEN(known))
-            return sq_tok_fail(t, err, SQ_E_NOTSUP, "T2", "model: unknown key \"%.64s\"", key);
-        bool affix = strcmp(key, "continuing_subword_prefix") == 0 ||
-                     strcmp(key, "end_of_word_suffix") == 0;
+        bool affix =
+            strcmp(key, "continuing_subword_prefix") == 0 || strcmp(key, "end_of_word_suffix") == 0;
         bool dropout = strcmp(key, "dropout") == 0;
         if ((affix && !json_is_null(value) && json_string_length(value)) ||
             (dropout && !json_is_null(value) && json_number_value(value) != 0.0))
@@ -225,15 +249,20 @@ static int check_reachable(const struct sq_tokenizer *t, struct sq_err *err)
     return 0;
 }
 
-static int load_all(struct sq_tokenizer *t, const json_t *root, struct sq_err *err)
+static int load_all(struct sq_tokenizer *t, json_t *root, struct sq_err *err)
 {
+    static const char *const known[] = {"version",        "truncation", "padding",
+                                        "added_tokens",   "normalizer", "pre_tokenizer",
+                                        "post_processor", "decoder",    "model"};
     json_t *model = json_object_get(root, "model");
     const json_t *added = json_object_get(root, "added_tokens");
     const char *version = json_string_value(json_object_get(root, "version"));
     if (version && strcmp(version, "1.0") != 0)
         return sq_tok_fail(t, err, SQ_E_NOTSUP, "T5", "version \"%.40s\", expected \"1.0\"",
                            version);
-    int rc = check_model(t, model, err);
+    int rc = known_keys(t, root, "T5", known, SQ_ARRAY_LEN(known), err);
+    if (!rc)
+        rc = check_model(t, model, err);
     if (!rc)
         rc = load_vocab(t, json_object_get(model, "vocab"), json_array_size(added), err);
     if (!rc)

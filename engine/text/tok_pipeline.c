@@ -8,8 +8,10 @@
 #define GPT2_PATTERN                                                                               \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
-static int bad(const struct sq_tokenizer *t, struct sq_err *err, const char *part,
-               const char *what)
+/* Of a ByteLevel, whichever of its three places it stands in. */
+static const char *const byte_level_keys[] = {"add_prefix_space", "trim_offsets", "use_regex?"};
+
+static int bad(const struct sq_tokenizer *t, struct sq_err *err, const char *part, const char *what)
 {
     return sq_tok_fail(t, err, SQ_E_NOTSUP, "T5", "%s: %s", part, what);
 }
@@ -71,9 +73,8 @@ static int new_pattern(struct sq_tokenizer *t, const char *text, size_t n, bool 
 static int load_byte_level(struct sq_tokenizer *t, const json_t *part, struct sq_tok_stage *stage,
                            struct sq_err *err)
 {
-    static const char *const keys[] = {"add_prefix_space", "trim_offsets", "use_regex?"};
     bool use_regex, trim;
-    int rc = check_keys(t, part, keys, SQ_ARRAY_LEN(keys), err);
+    int rc = check_keys(t, part, byte_level_keys, SQ_ARRAY_LEN(byte_level_keys), err);
     if (!rc)
         rc = get_bool(t, part, "add_prefix_space", false, &stage->add_prefix_space, err);
     if (!rc)
@@ -150,8 +151,7 @@ static int load_stage(struct sq_tokenizer *t, const json_t *part, struct sq_err 
     static const struct {
         const char *type;
         int (*load)(struct sq_tokenizer *, const json_t *, struct sq_tok_stage *, struct sq_err *);
-    } kinds[] = {
-        {"ByteLevel", load_byte_level}, {"Split", load_split}, {"Digits", load_digits}};
+    } kinds[] = {{"ByteLevel", load_byte_level}, {"Split", load_split}, {"Digits", load_digits}};
     if (t->n_stages == SQ_TOK_MAX_STAGES)
         return bad(t, err, "pre_tokenizer", "more than 16 steps");
     size_t k = 0;
@@ -266,10 +266,8 @@ static int load_post_processor(struct sq_tokenizer *t, const json_t *part, bool 
                                struct sq_err *err)
 {
     const char *type = type_of(part);
-    if (strcmp(type, "ByteLevel") == 0) {
-        static const char *const keys[] = {"add_prefix_space", "trim_offsets", "use_regex?"};
-        return check_keys(t, part, keys, SQ_ARRAY_LEN(keys), err); /* of offsets only */
-    }
+    if (strcmp(type, "ByteLevel") == 0) /* of offsets only */
+        return check_keys(t, part, byte_level_keys, SQ_ARRAY_LEN(byte_level_keys), err);
     if (strcmp(type, "TemplateProcessing") == 0)
         return load_template(t, part, err);
     if (strcmp(type, "Sequence") == 0 && !nested) {
@@ -280,9 +278,9 @@ static int load_post_processor(struct sq_tokenizer *t, const json_t *part, bool 
             rc = load_post_processor(t, json_array_get(list, i), true, err);
         return rc;
     }
-    return sq_tok_fail(t, err, SQ_E_NOTSUP, "T5",
-                       "post_processor \"%.40s\", expected ByteLevel, TemplateProcessing or Sequence",
-                       type);
+    return sq_tok_fail(
+        t, err, SQ_E_NOTSUP, "T5",
+        "post_processor \"%.40s\", expected ByteLevel, TemplateProcessing or Sequence", type);
 }
 
 int sq_tok_load_pipeline(struct sq_tokenizer *t, const json_t *root, struct sq_err *err)
@@ -301,5 +299,5 @@ int sq_tok_load_pipeline(struct sq_tokenizer *t, const json_t *root, struct sq_e
     if (strcmp(type_of(decoder), "ByteLevel") != 0)
         return sq_tok_fail(t, err, SQ_E_NOTSUP, "T5", "decoder \"%.40s\", expected ByteLevel",
                            type_of(decoder));
-    return 0;
+    return check_keys(t, decoder, byte_level_keys, SQ_ARRAY_LEN(byte_level_keys), err);
 }

@@ -118,8 +118,8 @@ static int split(const struct sq_tok_stage *stage, struct sq_tok_scratch *s, con
     for (size_t i = 0; i < s->spans.n; i++) {
         const struct sq_span *p = &s->spans.v[i];
         s->found.n = 0;
-        int rc = sq_split_pattern_find(stage->pattern, &s->run, text, p->start, p->end, &s->found,
-                                       err);
+        int rc =
+            sq_split_pattern_find(stage->pattern, &s->run, text, p->start, p->end, &s->found, err);
         if (rc)
             return rc;
         if (apply_behavior(stage, s))
@@ -161,7 +161,8 @@ static uint32_t whole_piece(const struct sq_tokenizer *t, struct sq_tok_scratch 
         n_text += sq_utf8_put(s->piece.v + n_text, sq_tok_byte_char(p[i]));
     uint32_t id = sq_tok_vocab_find(&t->vocab, (const char *)s->piece.v, n_text);
     /* T10: not even a piece that is a control token's text to the letter */
-    if (id == SQ_TOK_NO_ID || !t->vocab.ids[id].vocab || (t->vocab.ids[id].special && !parse_special))
+    if (id == SQ_TOK_NO_ID || !t->vocab.ids[id].vocab ||
+        (t->vocab.ids[id].special && !parse_special))
         return SQ_TOK_NO_ID;
     return id;
 }
@@ -186,7 +187,8 @@ static int encode_pieces(const struct sq_tokenizer *t, struct sq_tok_scratch *s,
     if (t->ignore_merges && reserve(&s->piece, 2 * t->vocab.max_text + 2))
         return -SQ_E_NOMEM;
     for (size_t i = 0; i < s->spans.n; i++) {
-        unsigned char *p = (unsigned char *)text + s->spans.v[i].start; /* ours to change if mapped */
+        unsigned char *p =
+            (unsigned char *)text + s->spans.v[i].start; /* ours to change if mapped */
         size_t n = s->spans.v[i].end - s->spans.v[i].start;
         if (mapped)
             n = unmap(p, n);

@@ -13,9 +13,9 @@
 struct sq_tok_entry {
     uint32_t text, n_text;
     uint32_t bytes, n_bytes;
-    bool used;    /* false: a hole in the ids */
-    bool vocab;   /* stands in the model's vocabulary */
-    bool added;   /* is an added token */
+    bool used;  /* false: a hole in the ids */
+    bool vocab; /* stands in the model's vocabulary */
+    bool added; /* is an added token */
     bool special;
 };
 
@@ -27,10 +27,10 @@ struct sq_tok_vocab {
     size_t n_vocab;           /* entries of the model's vocabulary */
     unsigned char *blob;      /* texts and bytes of all tokens */
     size_t n_blob, cap_blob;
-    uint32_t *slots;          /* [n_slots], a power of two: text -> id; SQ_TOK_NO_ID: empty */
+    uint32_t *slots; /* [n_slots], a power of two: text -> id; SQ_TOK_NO_ID: empty */
     size_t n_slots;
-    uint32_t byte_id[256];    /* token of a single byte */
-    size_t max_text;          /* longest text in the model's vocabulary, bytes */
+    uint32_t byte_id[256]; /* token of a single byte */
+    size_t max_text;       /* longest text in the model's vocabulary, bytes */
 };
 
 /* Room for this many tokens in all; once, before the first add. */
@@ -88,7 +88,7 @@ void sq_tok_word_done(struct sq_tok_word *w);
 int sq_tok_merge_word(const struct sq_tokenizer *t, struct sq_tok_word *w, const unsigned char *p,
                       size_t n, struct sq_tok_ids *out) SQ_CHECKED;
 
-/* --- added tokens: tok_added.c ---------------------------------------------------------------------------------------------- */
+/* --- added tokens: tok_added.c, tok_trie.c ---------------------------------------------------------------------------------------------- */
 
 struct sq_tok_added {
     uint32_t id;
@@ -100,15 +100,15 @@ struct sq_tok_trie {
         uint32_t first_edge;
         uint16_t n_edges;
         int32_t added; /* index of the added token that ends here, -1: none */
-    } *nodes;
+    } * nodes;
     struct sq_tok_trie_edge {
         unsigned char byte;
         uint32_t node;
-    } *edges;
+    } * edges;
     size_t n_nodes, n_edges;
     bool starts[256]; /* bytes with which a token begins */
 };
-/* texts sorted by bytes, all different, none empty; index[i] goes into `added` of the node where texts[i] ends. */
+/* texts sorted by bytes, all different, none empty; `added` goes into the node where the text ends. */
 struct sq_tok_trie_key {
     const unsigned char *text;
     size_t n;
@@ -117,6 +117,9 @@ struct sq_tok_trie_key {
 int sq_tok_trie_build(struct sq_tok_trie *trie, const struct sq_tok_trie_key *keys,
                       size_t n) SQ_CHECKED;
 void sq_tok_trie_done(struct sq_tok_trie *trie);
+/* The longest key that text[0, n) begins with: its `added`, and its length in *ret_n; -1: none, nothing is written. */
+int32_t sq_tok_trie_longest(const struct sq_tok_trie *trie, const unsigned char *text, size_t n,
+                            size_t *ret_n);
 
 /* A part of the text: text for the model (id SQ_TOK_NO_ID) or an added token. Never empty. */
 struct sq_tok_part {
@@ -143,8 +146,8 @@ enum sq_tok_behavior {
 /* One pre-tokenizer after another. The byte-level one also turns text into its alphabet. */
 struct sq_tok_stage {
     bool byte_level;
-    bool add_prefix_space;             /* byte_level only */
-    struct sq_split_pattern *pattern;  /* owned; NULL: no split */
+    bool add_prefix_space;            /* byte_level only */
+    struct sq_split_pattern *pattern; /* owned; NULL: no split */
     enum sq_tok_behavior behavior;
     bool invert;
 };
@@ -166,8 +169,8 @@ struct sq_tok_scratch {
 };
 void sq_tok_scratch_done(struct sq_tok_scratch *s); /* all but out */
 /* Appends the ids of text[0, n), a part without added tokens. */
-int sq_tok_encode_part(const struct sq_tokenizer *t, const char *text, size_t n,
-                       bool parse_special, struct sq_tok_scratch *s, struct sq_err *err) SQ_CHECKED;
+int sq_tok_encode_part(const struct sq_tokenizer *t, const char *text, size_t n, bool parse_special,
+                       struct sq_tok_scratch *s, struct sq_err *err) SQ_CHECKED;
 int sq_tok_load_pipeline(struct sq_tokenizer *t, const json_t *root, struct sq_err *err) SQ_CHECKED;
 int sq_tok_load_added(struct sq_tokenizer *t, const json_t *list, struct sq_err *err) SQ_CHECKED;
 

@@ -6,7 +6,8 @@
 #include "engine/text/tok_priv.h"
 #include "engine/text/utf8.h"
 
-#define MAX_PROBES 1024 /* a half-empty table needs far fewer, unless the file was made to collide */
+#define MAX_PROBES                                                                                 \
+    1024 /* a half-empty table needs far fewer, unless the file was made to collide */
 
 static bool prints(unsigned b)
 {

@@ -23,8 +23,9 @@ struct sq_tokenizer;
 #define SQ_TOK_MAX_TEXT_BYTES ((size_t)256 << 20)
 
 enum {
-    SQ_TOK_ADD_SPECIAL = 1,   /* run the post-processor (beginning of sequence ...) */
-    SQ_TOK_PARSE_SPECIAL = 2, /* text may spell control tokens; off: encode_special_tokens=True of the library */
+    SQ_TOK_ADD_SPECIAL = 1, /* run the post-processor (beginning of sequence ...) */
+    SQ_TOK_PARSE_SPECIAL =
+        2, /* text may spell control tokens; off: encode_special_tokens=True of the library */
 };
 
 /* file_name in the folder dir_fd (or AT_FDCWD). n_model_ids: embedding rows of the model, all ids must be below; 0: no check.
@@ -39,7 +40,8 @@ int sq_tokenizer_parse(const char *json, size_t n_bytes, const char *name_for_me
 struct sq_tokenizer *sq_tokenizer_free(struct sq_tokenizer *t);
 SQ_AUTO_DEFINE(sq_tokenizer)
 
-size_t sq_tokenizer_n_ids(const struct sq_tokenizer *t); /* highest id + 1; there may be holes below */
+size_t
+sq_tokenizer_n_ids(const struct sq_tokenizer *t); /* highest id + 1; there may be holes below */
 
 /* *ret_ids [*ret_n], freed with sq_free; never NULL on success. The text must be valid UTF-8, else -SQ_E_INVAL; it may hold NUL.
  * -SQ_E_LIMIT: text too long, or a split pattern that needs too many steps on it. Time O(n log n). */

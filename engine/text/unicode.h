@@ -73,8 +73,9 @@ int sq_cpset_add_category(struct sq_cpset *s, const char *name, size_t n) SQ_CHE
 int sq_cpset_add_space(struct sq_cpset *s) SQ_CHECKED;
 /* \w as Split patterns have it: alone it has six numbers of Latin-1 (superscripts, fractions) that it lacks in a bracket class. */
 int sq_cpset_add_word(struct sq_cpset *s, bool in_class) SQ_CHECKED;
-int sq_cpset_add_digits(struct sq_cpset *s) SQ_CHECKED; /* what the Digits pre-tokenizer sets apart */
+int sq_cpset_add_digits(struct sq_cpset *s)
+    SQ_CHECKED; /* what the Digits pre-tokenizer sets apart */
 void sq_cpset_tidy(struct sq_cpset *s);
-int sq_cpset_negate(struct sq_cpset *s) SQ_CHECKED;                /* tidies first */
-bool sq_cpset_has(const struct sq_cpset *s, uint32_t c);           /* of a tidied set */
+int sq_cpset_negate(struct sq_cpset *s) SQ_CHECKED;                      /* tidies first */
+bool sq_cpset_has(const struct sq_cpset *s, uint32_t c);                 /* of a tidied set */
 bool sq_cpset_equal(const struct sq_cpset *a, const struct sq_cpset *b); /* both tidied */

@@ -1,6 +1,7 @@
 """A client that speaks HTTP byte by byte, for what no well-behaved library sends."""
 import json
 import socket
+import time
 
 
 class Answer:
@@ -146,3 +147,29 @@ def stream_text(items, index=0):
                 text += choice["text"]
                 reason = choice["finish_reason"]
     return text, reason
+
+
+def balance(metrics):
+    """Accepted requests that have not ended in any way yet."""
+    ended = sum(v for n, v in metrics.items() if n.startswith(("sqd_requests_total{", "sqd_requests_rejected_total{")))
+    return metrics["sqd_requests_accepted_total"] - ended
+
+
+def at_rest(server, timeout=30):
+    """Waits until nothing runs; the metrics then, with every KV block back and balanced books."""
+    end = time.monotonic() + timeout
+    while True:
+        m = server.metrics()
+        busy = {n: m[n] for n in ("sqd_requests_running", "sqd_requests_waiting", "sqd_queue_tokens", 'sqd_kv_cache_blocks{state="used"}')}
+        busy["balance"] = balance(m)
+        if not any(busy.values()):
+            return m
+        assert time.monotonic() < end, f"not at rest after {timeout} s: {busy}"
+        time.sleep(0.02)
+
+
+def until(condition, timeout=20, what="condition"):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {timeout} s"
+        time.sleep(0.01)

@@ -23,8 +23,8 @@ static void split(const char *pattern, bool literal, const char *text, char *out
     size_t n = 0;
     if (sq_split_pattern_new(pattern, strlen(pattern), literal, &p, &err))
         fail_msg("%s: %s", pattern, err.msg);
-    assert_int_equal(
-        sq_split_pattern_find(p, &run, text, 0, (uint32_t)strlen(text), &spans, &err), 0);
+    assert_int_equal(sq_split_pattern_find(p, &run, text, 0, (uint32_t)strlen(text), &spans, &err),
+                     0);
     for (size_t i = 0; i < spans.n; i++) {
         const struct sq_span *s = &spans.v[i];
         int len = (int)(s->end - s->start);
@@ -56,8 +56,9 @@ static void test_meaning(void **state)
         {"[a[bc]]+", "abcd", "[abc]d"},
         {"[-a]+", "-a-b", "[-a-]b"},
         {".", "a\nb", "[a]\n[b]"},
-        {"\\x{e9}|\\x41|\\u0042", "\xC3\xA9"
-                                  "ABC",
+        {"\\x{e9}|\\x41|\\u0042",
+         "\xC3\xA9"
+         "ABC",
          "[\xC3\xA9][A][B]C"},
         {"(a|b)c", "acbcc", "[ac][bc]c"},
         {"a+?b", "aab", "[aab]"},
@@ -77,14 +78,53 @@ static void test_meaning(void **state)
 static void test_refused(void **state)
 {
     (void)state;
-    static const char *const patterns[] = {
-        "",         "a*",        "a|",       "(a",          "a)",        "*a",          "a**",
-        "a{2}+",    "a{2}?",     "a{300}",   "a{3,2}",      "a{",        "[",           "[a",
-        "[]a]",     "[b-a]",     "[a-c-e]",  "[\\s-a]",     "[a&&b]",    "[[:alpha:]]", "\\b",
-        "^a",       "a$",        "\\p{Han}", "\\pL",        "\\x80",     "\\x{110000}", "\\q",
-        "\\",       "(?>a)",     "(?<n>a)",  "(?i)a",       "(?i:\xC3\xA9)", "(?i:[^a])",  "(?i:ss)",
-        "(a)++",    "(?=a*)b",   "(?!a+)b",  "\\1a",        "(?#x)a",    "a\xFF",       "\\u12",
-        "((((((((((((((((((a))))))))))))))))))", "(*FAIL)a", "\\Aa", "[a", "[[[[[[[a]]]]]]]"};
+    static const char *const patterns[] = {"",
+                                           "a*",
+                                           "a|",
+                                           "(a",
+                                           "a)",
+                                           "*a",
+                                           "a**",
+                                           "a{2}+",
+                                           "a{2}?",
+                                           "a{300}",
+                                           "a{3,2}",
+                                           "a{",
+                                           "[",
+                                           "[a",
+                                           "[]a]",
+                                           "[b-a]",
+                                           "[a-c-e]",
+                                           "[\\s-a]",
+                                           "[a&&b]",
+                                           "[[:alpha:]]",
+                                           "\\b",
+                                           "^a",
+                                           "a$",
+                                           "\\p{Han}",
+                                           "\\pL",
+                                           "\\x80",
+                                           "\\x{110000}",
+                                           "\\q",
+                                           "\\",
+                                           "(?>a)",
+                                           "(?<n>a)",
+                                           "(?i)a",
+                                           "(?i:\xC3\xA9)",
+                                           "(?i:[^a])",
+                                           "(?i:ss)",
+                                           "(a)++",
+                                           "(?=a*)b",
+                                           "(?!a+)b",
+                                           "\\1a",
+                                           "(?#x)a",
+                                           "a\xFF",
+                                           "\\u12",
+                                           "((((((((((((((((((a))))))))))))))))))",
+                                           "(*FAIL)a",
+                                           "\\Aa",
+                                           "[a",
+                                           "[[[[[[[a]]]]]]]"};
     for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
         struct sq_split_pattern *p = NULL;
         struct sq_err err = {0};
@@ -111,8 +151,8 @@ static void test_limits(void **state)
         struct sq_split_run run = {0};
         struct sq_spans spans = {0};
         struct sq_err err = {0};
-        assert_int_equal(
-            sq_split_pattern_new(patterns[i], strlen(patterns[i]), false, &p, &err), 0);
+        assert_int_equal(sq_split_pattern_new(patterns[i], strlen(patterns[i]), false, &p, &err),
+                         0);
         assert_int_equal(sq_split_pattern_find(p, &run, text, 0, N, &spans, &err), -SQ_E_LIMIT);
         assert_non_null(strstr(err.msg, "too many steps"));
         sq_spans_done(&spans);
@@ -139,7 +179,11 @@ static void test_classes(void **state)
 static bool valid_slow(const unsigned char *p, size_t n)
 {
     for (size_t i = 0; i < n;) {
-        unsigned c = p[i], len = c < 0x80 ? 1 : c >> 5 == 6 ? 2 : c >> 4 == 14 ? 3 : c >> 3 == 30 ? 4 : 0;
+        unsigned c = p[i], len = c < 0x80       ? 1
+                                 : c >> 5 == 6  ? 2
+                                 : c >> 4 == 14 ? 3
+                                 : c >> 3 == 30 ? 4
+                                                : 0;
         if (!len || i + len > n)
             return false;
         unsigned v = len == 1 ? c : c & (0x7Fu >> len);
@@ -159,9 +203,9 @@ static bool valid_slow(const unsigned char *p, size_t n)
 static void test_utf8(void **state)
 {
     (void)state;
-    static const unsigned char b[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0,
-                                      0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xEC, 0xED, 0xEE, 0xEF, 0xF0,
-                                      0xF1, 0xF3, 0xF4, 0xF5, 0xFF};
+    static const unsigned char b[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF,
+                                      0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xEC, 0xED, 0xEE,
+                                      0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xFF};
     enum { B = sizeof b };
     for (unsigned i = 0; i < B * B * B * B; i++) {
         unsigned char s[4] = {b[i % B], b[i / B % B], b[i / B / B % B], b[i / B / B / B]};
