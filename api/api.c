@@ -31,10 +31,13 @@ static void on_finished(void *ctx, struct sq_exchange *x)
     const struct sq_route *r = sq_route_get(x->route);
     if (!a->access_log || (r && (r->flags & SQ_ROUTE_PROBE)))
         return;
-    sq_info("http", "id=%s route=%s status=%d%s outcome=%s prompt=%lld generated=%lld ms=%.1f", x->request_id,
-            r ? r->path : "none", x->stream ? 200 : x->reply.http, x->stream ? " stream" : "",
-            x->outcome ? x->outcome : x->gone ? "gone" : "ok", (long long)x->n_in, (long long)x->n_out,
-            (double)(sq_now_ns() - x->t_start_ns) / 1e6);
+    sq_info("http", "id=%s route=%s status=%d%s outcome=%s prompt=%lld generated=%lld ms=%.1f",
+            x->request_id, r ? r->path : "none", x->stream ? 200 : x->reply.http,
+            x->stream ? " stream" : "",
+            x->outcome ? x->outcome
+            : x->gone  ? "gone"
+                       : "ok",
+            (long long)x->n_in, (long long)x->n_out, (double)(sq_now_ns() - x->t_start_ns) / 1e6);
 }
 
 static void on_idle(void *ctx)
@@ -141,7 +144,8 @@ int sq_api_new(const struct sq_api_options *o, struct sq_api **ret, struct sq_er
         rc = sq_fail(err, SQ_E_NOMEM, "API: out of memory");
     const struct sq_http_hooks hooks = {on_request, on_finished, on_idle, a};
     if (!rc)
-        rc = sq_http_new(o->loop, &o->limits, o->allow_chunked, o->half_close_keep, &hooks, &a->http, err);
+        rc = sq_http_new(o->loop, &o->limits, o->allow_chunked, o->half_close_keep, &hooks,
+                         &a->http, err);
     if (rc) {
         release(a);
         return rc;
@@ -199,6 +203,8 @@ void sq_api_set_state(struct sq_api *a, enum sq_api_state s)
     if (a->state != s)
         a->state_since = sq_unix_time();
     a->state = s;
+    if (s == SQ_API_DRAINING)
+        sq_http_drain(a->http);
 }
 
 void sq_api_set_progress(struct sq_api *a, double load_ratio)

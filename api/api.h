@@ -22,19 +22,20 @@ struct sq_api_limits {
 void sq_api_limits_default(struct sq_api_limits *ret);
 
 struct sq_api_options {
-    struct uv_loop_s *loop;           /* borrowed */
-    struct sq_api_limits limits;      /* copied */
-    const char *const *served_names;  /* NULL-terminated, copied; the first is the canonical one */
-    bool strict_fields;               /* unknown request fields are 400 instead of ignored */
-    bool half_close_keep;             /* a client that closes its write side is not gone */
-    bool allow_chunked;               /* accept Transfer-Encoding: chunked requests */
-    bool access_log;                  /* one line per finished request */
-    void (*on_idle)(void *ctx);       /* called when the last session has ended while draining; may be NULL */
+    struct uv_loop_s *loop;          /* borrowed */
+    struct sq_api_limits limits;     /* copied */
+    const char *const *served_names; /* NULL-terminated, copied; the first is the canonical one */
+    bool strict_fields;              /* unknown request fields are 400 instead of ignored */
+    bool half_close_keep;            /* a client that closes its write side is not gone */
+    bool allow_chunked;              /* accept Transfer-Encoding: chunked requests */
+    bool access_log;                 /* one line per finished request */
+    void (*on_idle)(
+        void *ctx); /* called when the last session has ended while draining; may be NULL */
     void *ctx;
 };
 
 enum sq_api_state {
-    SQ_API_LOADING,  /* 503 model_loading */
+    SQ_API_LOADING, /* 503 model_loading */
     SQ_API_READY,
     SQ_API_DRAINING, /* new requests 503 draining, running ones continue */
     SQ_API_STALLED,  /* work running but no step for stall_timeout: livez 503 */
@@ -46,11 +47,12 @@ struct sq_api_model {
     struct sq_engine *engine;
     const struct sq_tokenizer *tokenizer;
     int vocab, max_context;
-    int32_t bos;                      /* -1 none */
+    int32_t bos;                       /* -1 none */
     const struct sq_gen_defaults *gen; /* generation_config.json defaults (engine/model/config.h) */
-    const char *quantization;         /* "w8a8-static", "float", ... */
+    const char *quantization;          /* "w8a8-static", "float", ... */
     uint64_t fingerprint;
-    const char *kernel;               /* "cpu AVX512-VNNI, 2 threads": for /info-like fields and the response header Server-Timing is not needed */
+    const char *
+        kernel; /* "cpu AVX512-VNNI, 2 threads": for /info-like fields and the response header Server-Timing is not needed */
 };
 
 int sq_api_new(const struct sq_api_options *o, struct sq_api **ret, struct sq_err *err) SQ_CHECKED;

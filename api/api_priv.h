@@ -16,14 +16,15 @@ struct sq_api {
     enum sq_api_state state;
     int64_t state_since; /* Unix time */
     double load_ratio;
-    int64_t t_started;   /* Unix time */
+    int64_t t_started; /* Unix time */
     /* the model */
     struct sq_engine *engine; /* NULL while loading */
-    struct sq_border border;  /* immutable from set_model on; without a model it checks what can be checked */
-    char **names;             /* owned, NULL-terminated */
+    struct sq_border
+        border;   /* immutable from set_model on; without a model it checks what can be checked */
+    char **names; /* owned, NULL-terminated */
     char *quantization, *kernel;
-    char fingerprint[64];     /* "sqd-<version>-<hex>" */
-    int64_t t_model;          /* Unix time of set_model */
+    char fingerprint[64]; /* "sqd-<version>-<hex>" */
+    int64_t t_model;      /* Unix time of set_model */
     /* sessions */
     struct sq_jobs jobs;
     struct sq_work_set works;

@@ -10,8 +10,8 @@
 
 static void write_head(struct sq_session *s, struct sq_wbuf *o)
 {
-    sq_wbuf_printf(o, "{\"id\":\"%s\",\"object\":\"text_completion\",\"created\":%lld,\"model\":", s->id,
-                  (long long)s->created);
+    sq_wbuf_printf(o, "{\"id\":\"%s\",\"object\":\"text_completion\",\"created\":%lld,\"model\":",
+                   s->id, (long long)s->created);
     sq_wbuf_json_or_null(o, s->api->names[0]);
     sq_wbuf_printf(o, ",\"system_fingerprint\":\"%s\",\"choices\":[", s->api->fingerprint);
 }
@@ -21,10 +21,11 @@ static void write_usage(struct sq_session *s, struct sq_wbuf *o)
     int64_t n = 0;
     for (int i = 0; i < s->n_choices; i++)
         n += s->choices[i].n_generated;
-    sq_wbuf_printf(o,
-                  "\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
-                  "\"prompt_tokens_details\":{\"cached_tokens\":0}}",
-                  (long long)s->req.n_prompt_tokens, (long long)n, (long long)(s->req.n_prompt_tokens + n));
+    sq_wbuf_printf(
+        o,
+        "\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
+        "\"prompt_tokens_details\":{\"cached_tokens\":0}}",
+        (long long)s->req.n_prompt_tokens, (long long)n, (long long)(s->req.n_prompt_tokens + n));
 }
 
 static void write_choice(struct sq_choice *c, struct sq_wbuf *o)
@@ -129,7 +130,7 @@ void sq_completions_handle(struct sq_api *a, struct sq_exchange *x)
     struct prepare *p = sq_new(struct prepare);
     if (!p) {
         struct sq_fault f;
-        (void)sq_fault_set(&f, SQ_STATUS_INTERNAL, NULL, "out of memory");
+        (void)sq_fault_no_memory(&f);
         sq_exchange_fault(x, &f);
         return;
     }

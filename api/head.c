@@ -34,18 +34,18 @@ static int check_method(struct sq_head *h, struct sq_fault *f)
     static const struct {
         const char *word;
         enum sq_method verb;
-    } words[] = {{"GET", SQ_METHOD_GET},         {"HEAD", SQ_METHOD_HEAD},
-                 {"POST", SQ_METHOD_POST},       {"OPTIONS", SQ_METHOD_OPTIONS},
-                 {"DELETE", SQ_METHOD_DELETE},   {"PUT", SQ_METHOD_OTHER},
-                 {"PATCH", SQ_METHOD_OTHER},     {"TRACE", SQ_METHOD_OTHER},
-                 {"CONNECT", SQ_METHOD_OTHER}};
+    } words[] = {
+        {"GET", SQ_METHOD_GET},         {"HEAD", SQ_METHOD_HEAD},     {"POST", SQ_METHOD_POST},
+        {"OPTIONS", SQ_METHOD_OPTIONS}, {"DELETE", SQ_METHOD_DELETE}, {"PUT", SQ_METHOD_OTHER},
+        {"PATCH", SQ_METHOD_OTHER},     {"TRACE", SQ_METHOD_OTHER},   {"CONNECT", SQ_METHOD_OTHER}};
     for (size_t i = 0; i < SQ_ARRAY_LEN(words); i++) {
         if (!strcmp(words[i].word, h->method)) {
             h->verb = words[i].verb;
             return 0;
         }
     }
-    return sq_fault_set(f, SQ_STATUS_METHOD_UNKNOWN, NULL, "the method '%.32s' is not known", h->method);
+    return sq_fault_set(f, SQ_STATUS_METHOD_UNKNOWN, NULL, "the method '%.32s' is not known",
+                        h->method);
 }
 
 static int check_target(const struct sq_head *h, const struct sq_api_limits *l, struct sq_fault *f)
@@ -67,8 +67,8 @@ static int check_size(const struct sq_head *h, const struct sq_api_limits *l, st
 {
     if (h->n_fields > (size_t)l->max_fields)
         return sq_fault_set(f, SQ_STATUS_HEAD_TOO_LARGE, NULL,
-                            "the request has %zu header fields, at most %lld are taken", h->n_fields,
-                            (long long)l->max_fields);
+                            "the request has %zu header fields, at most %lld are taken",
+                            h->n_fields, (long long)l->max_fields);
     size_t n = strlen(h->target);
     for (size_t i = 0; i < h->n_fields; i++)
         n += h->fields[i].n_name + h->fields[i].n_value + 4; /* ": " and the line's end */
@@ -110,14 +110,16 @@ static int check_coding(const struct sq_field *it, bool allow_chunked, struct sq
 }
 
 /* Names and values clean, none of the framing fields twice. */
-static int check_fields(struct sq_head *h, bool allow_chunked, size_t *ret_hosts, struct sq_fault *f)
+static int check_fields(struct sq_head *h, bool allow_chunked, size_t *ret_hosts,
+                        struct sq_fault *f)
 {
     for (size_t i = 0; i < h->n_fields; i++) {
         const struct sq_field *it = &h->fields[i];
         int rc = 0;
         if (!is_token(it->name, it->n_name))
-            return sq_fault_set(f, SQ_STATUS_BAD_REQUEST, NULL,
-                                "the name of a header field holds a byte that is not allowed there");
+            return sq_fault_set(
+                f, SQ_STATUS_BAD_REQUEST, NULL,
+                "the name of a header field holds a byte that is not allowed there");
         if (has_control(it->value, it->n_value))
             return sq_fault_set(f, SQ_STATUS_BAD_REQUEST, NULL,
                                 "the header field '%.64s' holds a control byte", it->name);
@@ -163,7 +165,8 @@ static bool usable_id(const char *s)
     return n >= 1 && n <= 128 && !s[n];
 }
 
-int sq_head_check(struct sq_head *h, const struct sq_api_limits *l, bool allow_chunked, struct sq_fault *f)
+int sq_head_check(struct sq_head *h, const struct sq_api_limits *l, bool allow_chunked,
+                  struct sq_fault *f)
 {
     h->verb = SQ_METHOD_OTHER;
     h->content_length = -1;
@@ -183,7 +186,8 @@ int sq_head_check(struct sq_head *h, const struct sq_api_limits *l, bool allow_c
         rc = check_body(h, f);
     bool old = !strcmp(h->version, "HTTP/1.0");
     if (!rc && (hosts > 1 || (!hosts && !old)))
-        rc = sq_fault_set(f, SQ_STATUS_BAD_REQUEST, NULL, "exactly one Host is needed, found %zu", hosts);
+        rc = sq_fault_set(f, SQ_STATUS_BAD_REQUEST, NULL, "exactly one Host is needed, found %zu",
+                          hosts);
     return rc;
 }
 

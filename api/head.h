@@ -41,6 +41,7 @@ struct sq_head {
 };
 
 /* 0, or -SQ_E_INVAL with *f filled: answer and close the connection. */
-int sq_head_check(struct sq_head *h, const struct sq_api_limits *l, bool allow_chunked, struct sq_fault *f);
+int sq_head_check(struct sq_head *h, const struct sq_api_limits *l, bool allow_chunked,
+                  struct sq_fault *f);
 /* application/json, with or without parameters. */
 bool sq_head_is_json(const char *content_type);

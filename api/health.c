@@ -7,15 +7,18 @@ static void answer(struct sq_api *a, struct sq_exchange *x, bool fine, enum sq_a
 {
     struct sq_reply r = {.http = fine ? 200 : 503};
     struct sq_wbuf *o = &r.body;
-    sq_wbuf_printf(o, "{\"status\":\"%s\",\"state\":\"%s\",\"since\":%lld,\"model\":", fine ? "ok" : "unavailable",
-                  sq_api_state_name(state), (long long)a->state_since);
+    sq_wbuf_printf(o, "{\"status\":\"%s\",\"state\":\"%s\",\"since\":%lld,\"model\":",
+                   fine ? "ok" : "unavailable", sq_api_state_name(state),
+                   (long long)a->state_since);
     sq_wbuf_json_or_null(o, a->names[0]);
     if (state == SQ_API_LOADING)
         sq_wbuf_printf(o, ",\"progress\":%.3f", a->load_ratio);
-    sq_wbuf_printf(o, ",\"running\":%d,\"waiting\":%d,\"last_step_age_s\":", s->running, s->waiting);
+    sq_wbuf_printf(o, ",\"running\":%d,\"waiting\":%d,\"last_step_age_s\":", s->running,
+                   s->waiting);
     uint64_t now = sq_now_ns();
     if (s->last_step_ns)
-        sq_wbuf_printf(o, "%.3f}", now > s->last_step_ns ? (double)(now - s->last_step_ns) / 1e9 : 0.0);
+        sq_wbuf_printf(o, "%.3f}",
+                       now > s->last_step_ns ? (double)(now - s->last_step_ns) / 1e9 : 0.0);
     else
         sq_wbuf_puts(o, "null}");
     if (!fine)

@@ -17,9 +17,12 @@ struct sq_http;
 struct MHD_Connection;
 
 struct sq_http_hooks {
-    void (*request)(void *ctx, struct sq_exchange *x);  /* the request is complete and its route is known */
+    void (*request)(void *ctx,
+                    struct sq_exchange *x); /* the request is complete and its route is known */
     void (*finished)(void *ctx, struct sq_exchange *x); /* it is over; the last call for x */
-    void (*idle)(void *ctx); /* after quiesce: no exchange is left. From the loop, never from inside another call */
+    void (*idle)(
+        void *
+            ctx); /* after quiesce: no exchange is left. From the loop, never from inside another call */
     void *ctx;
 };
 
@@ -38,10 +41,10 @@ struct sq_exchange {
     struct MHD_Connection *mhd;
     uint64_t t_start_ns;
     /* the request */
-    char *target;        /* owned, raw */
+    char *target; /* owned, raw */
     enum sq_method verb;
     enum sq_route_id route;
-    char arg[256];       /* of a route with an argument */
+    char arg[256]; /* of a route with an argument */
     char request_id[129];
     int64_t content_length;
     struct sq_wbuf body;
@@ -59,9 +62,13 @@ struct sq_exchange {
     const char *outcome; /* static, or NULL */
 };
 
-int sq_http_new(struct uv_loop_s *loop, const struct sq_api_limits *l, bool allow_chunked, bool half_close_keep,
-                const struct sq_http_hooks *hooks, struct sq_http **ret, struct sq_err *err) SQ_CHECKED;
+int sq_http_new(struct uv_loop_s *loop, const struct sq_api_limits *l, bool allow_chunked,
+                bool half_close_keep, const struct sq_http_hooks *hooks, struct sq_http **ret,
+                struct sq_err *err) SQ_CHECKED;
 int sq_http_listen(struct sq_http *h, int fd, const char *name, struct sq_err *err) SQ_CHECKED;
+/* From now on every answer closes its connection, and the idle hook is called once nothing is left. */
+void sq_http_drain(struct sq_http *h);
+/* Stops accepting; drains too. */
 void sq_http_quiesce(struct sq_http *h);
 size_t sq_http_n_exchanges(const struct sq_http *h); /* dispatched and not over */
 /* Runs the library once for everything that was resumed since. */

@@ -31,19 +31,18 @@ int sq_field_scan(const char *s, size_t n, const struct sq_api_limits *l, struct
             values++;
         }
         if (containers > l->max_json_containers || values > l->max_json_values)
-            return sq_fault_set(f, SQ_STATUS_INVALID_JSON, NULL,
-                                "the JSON body has more than %lld %s (at byte %zu)",
-                                (long long)(containers > l->max_json_containers
-                                                ? l->max_json_containers
-                                                : l->max_json_values),
-                                containers > l->max_json_containers ? "objects and arrays" : "values",
-                                i);
+            return sq_fault_set(
+                f, SQ_STATUS_INVALID_JSON, NULL,
+                "the JSON body has more than %lld %s (at byte %zu)",
+                (long long)(containers > l->max_json_containers ? l->max_json_containers
+                                                                : l->max_json_values),
+                containers > l->max_json_containers ? "objects and arrays" : "values", i);
     }
     return 0;
 }
 
 struct json_t *sq_field_parse(const char *s, size_t n, const struct sq_api_limits *l,
-                             struct sq_fault *f)
+                              struct sq_fault *f)
 {
     if (!n) {
         (void)sq_fault_set(f, SQ_STATUS_INVALID_JSON, NULL,
@@ -121,7 +120,7 @@ const struct json_t *sq_field_get(const struct json_t *object, const char *key)
 }
 
 bool sq_field_next(const struct json_t *object, void **it, const char **ret_key,
-                  const struct json_t **ret_value)
+                   const struct json_t **ret_value)
 {
     /* The library's iterators want a mutable object, but do not change it. */
     json_t *o = (json_t *)(uintptr_t)object;
@@ -133,7 +132,8 @@ bool sq_field_next(const struct json_t *object, void **it, const char **ret_key,
     return true;
 }
 
-static int wrong_type(const struct json_t *v, const char *path, const char *want, struct sq_fault *f)
+static int wrong_type(const struct json_t *v, const char *path, const char *want,
+                      struct sq_fault *f)
 {
     return sq_fault_set(f, SQ_STATUS_INVALID_VALUE, path, "'%s' must be %s, found %s", path, want,
                         sq_field_kind_name(v));
@@ -154,7 +154,7 @@ static bool as_int(const struct json_t *v, int64_t *ret)
 }
 
 int sq_field_int(const struct json_t *v, const char *path, int64_t min, int64_t max, int64_t *ret,
-                struct sq_fault *f)
+                 struct sq_fault *f)
 {
     if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;
@@ -170,7 +170,7 @@ int sq_field_int(const struct json_t *v, const char *path, int64_t min, int64_t 
 }
 
 int sq_field_float(const struct json_t *v, const char *path, double min, double max, float *ret,
-                  struct sq_fault *f)
+                   struct sq_fault *f)
 {
     if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;
@@ -197,7 +197,7 @@ int sq_field_bool(const struct json_t *v, const char *path, bool *ret, struct sq
 }
 
 int sq_field_str(const struct json_t *v, const char *path, const char **ret, size_t *ret_n,
-                struct sq_fault *f)
+                 struct sq_fault *f)
 {
     if (sq_field_kind(v) == SQ_JSON_NULL)
         return SQ_JSON_ABSENT;

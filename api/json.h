@@ -34,7 +34,7 @@ int sq_field_scan(const char *s, size_t n, const struct sq_api_limits *l, struct
 
 /* The body as an object, or NULL with *f filled. Duplicate keys and invalid UTF-8 are refused. */
 struct json_t *sq_field_parse(const char *s, size_t n, const struct sq_api_limits *l,
-                             struct sq_fault *f);
+                              struct sq_fault *f);
 void sq_field_free(struct json_t *j);
 
 enum sq_field_kind sq_field_kind(const struct json_t *v);
@@ -45,14 +45,14 @@ const struct json_t *sq_field_get(const struct json_t *object, const char *key);
 
 /* Members in order: it starts as NULL; false at the end. */
 bool sq_field_next(const struct json_t *object, void **it, const char **ret_key,
-                  const struct json_t **ret_value);
+                   const struct json_t **ret_value);
 
 int sq_field_int(const struct json_t *v, const char *path, int64_t min, int64_t max, int64_t *ret,
-                struct sq_fault *f);
+                 struct sq_fault *f);
 /* min <= value <= max, also after narrowing to float. */
 int sq_field_float(const struct json_t *v, const char *path, double min, double max, float *ret,
-                  struct sq_fault *f);
+                   struct sq_fault *f);
 int sq_field_bool(const struct json_t *v, const char *path, bool *ret, struct sq_fault *f);
 /* *ret points into v and is valid UTF-8 without NUL. */
 int sq_field_str(const struct json_t *v, const char *path, const char **ret, size_t *ret_n,
-                struct sq_fault *f);
+                 struct sq_fault *f);

@@ -67,7 +67,8 @@ static void put_sample(struct sq_wbuf *o, const char *family, const char *labels
     sq_wbuf_puts(o, "\n");
 }
 
-static void put_single(struct sq_wbuf *o, const char *family, const char *type, const char *help, double v)
+static void put_single(struct sq_wbuf *o, const char *family, const char *type, const char *help,
+                       double v)
 {
     put_family(o, family, type, help);
     put_sample(o, family, "", v);
@@ -112,8 +113,9 @@ static void put_http(const struct sq_api *a, struct sq_wbuf *o)
             uint64_t n = a->http_counts[r * SQ_STATUS_SLOTS + s];
             if (!n && (s || !route)) /* a route's 200 is there from the start */
                 continue;
-            sq_wbuf_printf(o, "%s{route=\"%s\",code=\"%d\"} %llu\n", family, route ? route->path : "none",
-                          s ? sq_status_http((enum sq_status)s) : 200, (unsigned long long)n);
+            sq_wbuf_printf(o, "%s{route=\"%s\",code=\"%d\"} %llu\n", family,
+                           route ? route->path : "none",
+                           s ? sq_status_http((enum sq_status)s) : 200, (unsigned long long)n);
         }
     }
 }
@@ -147,7 +149,8 @@ static void put_infos(const struct sq_api *a, struct sq_wbuf *o)
     enum sq_api_state now = sq_api_state_now(a, &s);
     put_family(o, "sqd_state", "gauge", "1 for the state the server is in.");
     for (int i = SQ_API_LOADING; i <= SQ_API_FAULT; i++)
-        sq_wbuf_printf(o, "sqd_state{state=\"%s\"} %d\n", sq_api_state_name((enum sq_api_state)i), i == (int)now);
+        sq_wbuf_printf(o, "sqd_state{state=\"%s\"} %d\n", sq_api_state_name((enum sq_api_state)i),
+                       i == (int)now);
 }
 
 static double count_fds(void)
@@ -173,7 +176,9 @@ static void read_stat(double *ret_threads, double *ret_virtual, double *ret_resi
     buf[n] = 0;
     const char *p = strrchr(buf, ')');
     unsigned long long threads = 0, bytes = 0, pages = 0;
-    if (p && sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %llu %*d %*u %llu %llu",
+    if (p && sscanf(p + 1,
+                    " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %llu %*d "
+                    "%*u %llu %llu",
                     &threads, &bytes, &pages) != 3)
         threads = bytes = pages = 0;
     *ret_threads = (double)threads;
@@ -193,7 +198,8 @@ static void put_process(const struct sq_api *a, struct sq_wbuf *o)
                (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
                    (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6);
     put_single(o, "process_open_fds", "gauge", "Open file descriptors.", count_fds());
-    put_single(o, "process_max_fds", "gauge", "Limit of open file descriptors.", (double)lim.rlim_cur);
+    put_single(o, "process_max_fds", "gauge", "Limit of open file descriptors.",
+               (double)lim.rlim_cur);
     put_single(o, "process_virtual_memory_bytes", "gauge", "Virtual memory.", bytes);
     put_single(o, "process_resident_memory_bytes", "gauge", "Resident memory.", resident);
     put_single(o, "process_threads", "gauge", "Threads.", threads);

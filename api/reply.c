@@ -41,6 +41,11 @@ int sq_fault_set(struct sq_fault *f, enum sq_status s, const char *param, const 
     return -SQ_E_INVAL;
 }
 
+int sq_fault_no_memory(struct sq_fault *f)
+{
+    return sq_fault_set(f, SQ_STATUS_INTERNAL, NULL, "out of memory");
+}
+
 void sq_fault_write(const struct sq_fault *f, struct sq_wbuf *o)
 {
     sq_wbuf_puts(o, "{\"error\":{\"message\":");
@@ -53,7 +58,7 @@ void sq_fault_write(const struct sq_fault *f, struct sq_wbuf *o)
     sq_wbuf_json_or_null(o, statuses[f->status].code);
     if (f->status == SQ_STATUS_CONTEXT)
         sq_wbuf_printf(o, ",\"n_prompt_tokens\":%lld,\"max_tokens\":%lld,\"n_ctx\":%lld",
-                      (long long)f->counts[0], (long long)f->counts[1], (long long)f->counts[2]);
+                       (long long)f->counts[0], (long long)f->counts[1], (long long)f->counts[2]);
     sq_wbuf_puts(o, "}}");
 }
 

@@ -20,7 +20,7 @@ const char *sq_status_code(enum sq_status s);
 /* Why a request is refused. Zeroed = none. */
 struct sq_fault {
     enum sq_status status;
-    char param[128];   /* path of the offending field; "" = null on the wire */
+    char param[128]; /* path of the offending field; "" = null on the wire */
     char msg[480];
     int64_t counts[3]; /* context_length_exceeded: tokens of the prompt, max_tokens, the context */
     int64_t retry_ms;  /* 0 = no Retry-After */
@@ -32,12 +32,14 @@ struct sq_fault {
 int sq_fault_set(struct sq_fault *f, enum sq_status s, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 4, 5), cold));
 
+int sq_fault_no_memory(struct sq_fault *f) __attribute__((cold));
+
 /* {"error":{...}} without anything behind it: the body of an error and the data of a stream's error event. */
 void sq_fault_write(const struct sq_fault *f, struct sq_wbuf *o);
 
 struct sq_reply {
     int http;
-    const char *type;  /* static; NULL = application/json */
+    const char *type; /* static; NULL = application/json */
     struct sq_wbuf body;
     int64_t retry_ms;  /* 0 = none */
     const char *allow; /* static or NULL */

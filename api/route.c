@@ -74,8 +74,8 @@ int sq_route_check(enum sq_route_id id, const struct sq_head *h, const struct sq
     if (!r)
         return sq_fault_set(f, SQ_STATUS_NOT_FOUND, NULL, "no such route: %.200s", h->target);
     if (!(r->methods & h->verb)) {
-        int rc = sq_fault_set(f, SQ_STATUS_METHOD, NULL, "%s is not possible on %s, only %s", h->method,
-                              r->path, allow(r->methods));
+        int rc = sq_fault_set(f, SQ_STATUS_METHOD, NULL, "%s is not possible on %s, only %s",
+                              h->method, r->path, allow(r->methods));
         f->allow = allow(r->methods);
         return rc;
     }

@@ -19,7 +19,8 @@
 
 static struct sq_choice **bucket(struct sq_jobs *j, sq_req_id id)
 {
-    return &j->buckets[id & (j->n_buckets - 1)]; /* ids are consecutive: they spread by themselves */
+    return &j->buckets[id &
+                       (j->n_buckets - 1)]; /* ids are consecutive: they spread by themselves */
 }
 
 static bool jobs_grow(struct sq_jobs *j, size_t n_more)
@@ -164,7 +165,7 @@ void sq_session_fail(struct sq_session *s, const struct sq_fault *f)
 static void fail_no_memory(struct sq_session *s)
 {
     struct sq_fault f;
-    (void)sq_fault_set(&f, SQ_STATUS_INTERNAL, NULL, "out of memory");
+    (void)sq_fault_no_memory(&f);
     sq_session_fail(s, &f);
 }
 
@@ -212,21 +213,14 @@ static void end_choice(struct sq_session *s, struct sq_choice *c, enum sq_end en
     s->n_live--;
 }
 
-static void observe(struct sq_session *s, struct sq_choice *c, const struct sq_event *ev)
+/* Queue and inter-token times are the engine's own figures; the first token's is from the request's arrival here. */
+static void observe_first(struct sq_session *s, const struct sq_event *ev)
 {
-    if (!s->t_first_ns) {
-        s->t_first_ns = ev->t_ns;
-        sq_metric_observe(SQ_H_TTFT, ev->t_ns > s->x->t_start_ns
-                                         ? (double)(ev->t_ns - s->x->t_start_ns) / 1e9
-                                         : 0);
-    }
-    if (!c->t_last_ns && ev->t_admitted_ns)
-        sq_metric_observe(SQ_H_QUEUE_TIME, ev->t_admitted_ns > s->x->t_start_ns
-                                               ? (double)(ev->t_admitted_ns - s->x->t_start_ns) / 1e9
-                                               : 0);
-    if (c->t_last_ns && ev->t_ns > c->t_last_ns)
-        sq_metric_observe(SQ_H_ITL, (double)(ev->t_ns - c->t_last_ns) / 1e9);
-    c->t_last_ns = ev->t_ns;
+    if (s->t_first_ns)
+        return;
+    s->t_first_ns = ev->t_ns;
+    uint64_t t_start = s->x->t_start_ns;
+    sq_metric_observe(SQ_H_TTFT, ev->t_ns > t_start ? (double)(ev->t_ns - t_start) / 1e9 : 0);
 }
 
 /* The choice after this event: 1 while it goes on, 0 when it has ended, or -SQ_E_NOMEM. */
@@ -234,7 +228,8 @@ static int advance(struct sq_session *s, struct sq_choice *c, const struct sq_ev
 {
     int rc = 0;
     if (ev->token >= 0 && ev->finish != SQ_FINISH_EOS)
-        rc = sq_flow_push(&c->flow, ev->token, ev->n_generated > s->req.sampling.min_tokens, &c->text);
+        rc = sq_flow_push(&c->flow, ev->token, ev->n_generated > s->req.sampling.min_tokens,
+                          &c->text);
     if (!rc && ev->finish != SQ_FINISH_NONE)
         rc = sq_flow_finish(&c->flow, &c->text);
     if (rc < 0)
@@ -253,7 +248,8 @@ static void on_bad_finish(struct sq_session *s, const struct sq_event *ev)
         (void)sq_fault_set(&f, SQ_STATUS_CANCELLED, NULL, "the request was cancelled");
         f.no_retry = true;
     } else {
-        (void)sq_fault_set(&f, SQ_STATUS_UNAVAILABLE, NULL, "the engine could not finish the request");
+        (void)sq_fault_set(&f, SQ_STATUS_UNAVAILABLE, NULL,
+                           "the engine could not finish the request");
         f.retry_ms = 5000;
     }
     sq_session_fail(s, &f);
@@ -272,7 +268,7 @@ void sq_session_event(struct sq_api *a, const struct sq_event *ev)
         on_bad_finish(s, ev);
         return;
     }
-    observe(s, c, ev);
+    observe_first(s, ev);
     c->n_generated = ev->n_generated;
     c->owed++;
     int rc = advance(s, c, ev);
@@ -318,7 +314,8 @@ static void fill_request(struct sq_session *s, struct sq_choice *c, struct sq_re
     r->sampling.seed = seed_of(s->req.sampling.seed, c->index % s->req.n);
 }
 
-static struct sq_session *session_new(struct sq_api *a, struct sq_exchange *x, struct sq_completion *req)
+static struct sq_session *session_new(struct sq_api *a, struct sq_exchange *x,
+                                      struct sq_completion *req)
 {
     struct sq_session *s = sq_new(struct sq_session);
     if (!s)
@@ -343,8 +340,7 @@ static struct sq_session *session_new(struct sq_api *a, struct sq_exchange *x, s
         if (sq_flow_init(&s->choices[i].flow, a->border.tokenizer, &s->req.stops))
             return session_free(s);
     }
-    if (!s->req.has_seed &&
-        getrandom(&s->req.sampling.seed, sizeof(s->req.sampling.seed), 0) < 0)
+    if (!s->req.has_seed && getrandom(&s->req.sampling.seed, sizeof(s->req.sampling.seed), 0) < 0)
         s->req.sampling.seed = sq_now_ns();
     return sq_completion_shape(s) ? s : session_free(s);
 }
@@ -374,7 +370,8 @@ static void refuse(struct sq_api *a, struct sq_exchange *x, int rc)
 {
     struct sq_fault f;
     if (rc == SQ_ENGINE_FULL) {
-        (void)sq_fault_set(&f, SQ_STATUS_QUEUE_FULL, NULL, "too many requests are waiting, try again later");
+        (void)sq_fault_set(&f, SQ_STATUS_QUEUE_FULL, NULL,
+                           "too many requests are waiting, try again later");
         f.retry_ms = sq_api_retry_ms(a);
     } else if (rc == SQ_ENGINE_DRAINING) {
         (void)sq_fault_set(&f, SQ_STATUS_DRAINING, NULL, "the server is shutting down");
@@ -421,7 +418,7 @@ void sq_session_start(struct sq_api *a, struct sq_exchange *x, struct sq_complet
     sq_metric_add(SQ_M_REQ_ACCEPTED, 1);
     if (!s) {
         struct sq_fault f;
-        (void)sq_fault_set(&f, SQ_STATUS_INTERNAL, NULL, "out of memory");
+        (void)sq_fault_no_memory(&f);
         sq_metric_add(SQ_M_REQ_FAILED, 1);
         sq_exchange_fault(x, &f);
         return;

@@ -26,9 +26,8 @@ struct sq_choice {
     struct sq_flow flow;
     struct sq_text text; /* unary: all of it; stream: scratch of one chunk */
     int n_generated;
-    int owed;            /* tokens that came since credit was last given */
+    int owed; /* tokens that came since credit was last given */
     enum sq_end end;
-    uint64_t t_last_ns;  /* of its last token */
 };
 
 struct sq_session {
@@ -37,7 +36,7 @@ struct sq_session {
     struct sq_completion req;
     struct sq_choice *choices; /* [n_choices], index = prompt * n + i */
     int n_choices, n_live;
-    int window; /* credit of one choice of a stream */
+    int window;  /* credit of one choice of a stream */
     char id[48]; /* "cmpl-..." */
     int64_t created;
     uint64_t t_first_ns;

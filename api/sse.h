@@ -4,8 +4,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "api/wbuf.h"
 #include "api/reply.h"
+#include "api/wbuf.h"
 
 struct sq_fifo {
     struct sq_wbuf out; /* bytes from `start` on are waiting; out.max bounds it */

@@ -34,7 +34,8 @@ struct sq_flow {
     bool stopped;
 };
 /* t may be NULL when only sq_flow_text is used. -SQ_E_NOMEM. */
-int sq_flow_init(struct sq_flow *f, const struct sq_tokenizer *t, const struct sq_stops *stops) SQ_CHECKED;
+int sq_flow_init(struct sq_flow *f, const struct sq_tokenizer *t,
+                 const struct sq_stops *stops) SQ_CHECKED;
 void sq_flow_done(struct sq_flow *f);
 
 #define SQ_FLOW_STOP 1
@@ -43,7 +44,8 @@ void sq_flow_done(struct sq_flow *f);
  * or -SQ_E_NOMEM. */
 int sq_flow_push(struct sq_flow *f, int32_t token, bool look, struct sq_text *out) SQ_CHECKED;
 /* The same for decoded text. */
-int sq_flow_text(struct sq_flow *f, const char *s, size_t n, bool look, struct sq_text *out) SQ_CHECKED;
+int sq_flow_text(struct sq_flow *f, const char *s, size_t n, bool look,
+                 struct sq_text *out) SQ_CHECKED;
 /* The end without a stop string: what was held back, an incomplete character as U+FFFD. As sq_flow_push: its last
  * character may complete a stop string. */
 int sq_flow_finish(struct sq_flow *f, struct sq_text *out) SQ_CHECKED;

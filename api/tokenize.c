@@ -51,14 +51,16 @@ static int detokenize(struct job *j, const struct json_t *root)
     struct sq_err err = {0};
     if (sq_field_kind(tokens) != SQ_JSON_ARRAY)
         return sq_fault_set(&j->fault, SQ_STATUS_INVALID_VALUE, "tokens",
-                            "'tokens' must be an array of token ids, found %s", sq_field_kind_name(tokens));
+                            "'tokens' must be an array of token ids, found %s",
+                            sq_field_kind_name(tokens));
     int rc = sq_request_ids(tokens, "tokens", j->border, &ids, &n, &j->fault);
     if (rc)
         return rc;
     rc = sq_tokenizer_decode(j->border->tokenizer, ids, n, false, &text, &n_text, &err);
     if (rc)
-        return sq_fault_set(&j->fault, rc == -SQ_E_NOMEM ? SQ_STATUS_INTERNAL : SQ_STATUS_INVALID_VALUE, "tokens",
-                            "'tokens' cannot be decoded: %.300s", err.msg);
+        return sq_fault_set(&j->fault,
+                            rc == -SQ_E_NOMEM ? SQ_STATUS_INTERNAL : SQ_STATUS_INVALID_VALUE,
+                            "tokens", "'tokens' cannot be decoded: %.300s", err.msg);
     sq_wbuf_puts(&j->answer, "{\"content\":");
     sq_wbuf_json(&j->answer, text, n_text);
     sq_wbuf_puts(&j->answer, "}");

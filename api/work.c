@@ -15,6 +15,7 @@ static void on_gone(void *owner)
 {
     struct sq_work *w = owner;
     w->x = NULL;
+    (void)uv_cancel(w->req); /* if no worker has it yet, none needs to */
 }
 
 static void on_drained(void *owner)
@@ -96,7 +97,7 @@ void sq_work_submit(struct sq_work_set *s, struct sq_work *w, struct sq_exchange
         return;
     }
     r->w = w;
-    w->req = r;
+    w->req = (uv_req_t *)&r->uv;
     sq_exchange_own(x, w, &ops);
     sq_list_append(&s->works, &w->link);
     int rc = uv_queue_work(s->loop, &r->uv, on_run, on_after);
@@ -105,12 +106,10 @@ void sq_work_submit(struct sq_work_set *s, struct sq_work *w, struct sq_exchange
 
 void sq_work_set_done(struct sq_work_set *s)
 {
-    sq_list_each(it, &s->works)
-    {
+    sq_list_each (it, &s->works) {
         struct sq_work *w = sq_list_entry(it, struct sq_work, link);
-        struct request *r = w->req;
         sq_list_remove(&w->link);
-        if (uv_cancel((uv_req_t *)&r->uv) != 0) {
+        if (uv_cancel(w->req) != 0) {
             pthread_mutex_lock(&s->lock);
             while (!w->ran)
                 pthread_cond_wait(&s->ended, &s->lock);

@@ -10,16 +10,18 @@
 struct sq_api;
 struct sq_exchange;
 struct uv_loop_s;
+struct uv_req_s;
 
 struct sq_work {
-    struct sq_list link;   /* of the set, until it is over */
+    struct sq_list link; /* of the set, until it is over */
     struct sq_work_set *set;
-    struct sq_exchange *x; /* who waits; NULL once the client is gone */
-    void *req;             /* the loop's own part */
-    void (*run)(struct sq_work *w);                    /* on a worker */
-    void (*done)(struct sq_api *a, struct sq_work *w); /* on the loop, only if x still waits; w is freed after it */
-    void (*free)(struct sq_work *w);                   /* always the last call */
-    bool ran;              /* under the set's lock */
+    struct sq_exchange *x;          /* who waits; NULL once the client is gone */
+    struct uv_req_s *req;           /* the loop's own part */
+    void (*run)(struct sq_work *w); /* on a worker */
+    void (*done)(struct sq_api *a,
+                 struct sq_work *w); /* on the loop, only if x still waits; w is freed after it */
+    void (*free)(struct sq_work *w); /* always the last call */
+    bool ran;                        /* under the set's lock */
 };
 
 struct sq_work_set {

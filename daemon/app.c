@@ -125,6 +125,8 @@ static int serve_loaded(struct app *a, struct sq_err *err)
     if (rc)
         return rc;
     sq_info("serve", "%s", l->backend_why);
+    if (l->dir->note[0])
+        sq_warn("serve", "%s", l->dir->note);
     sq_info("serve", "model %s: %s, weights %.1f MiB, KV cache %.1f MiB (%d blocks of 32 tokens), context %d, loaded in %.2f s", a->s->model,
             m.quantization, (double)l->model->weight_bytes / 1048576.0, (double)st.kv_bytes / 1048576.0, st.kv_blocks, st.max_context, l->seconds);
     sq_metric_set(SQ_M_LOAD_SECONDS, l->seconds);

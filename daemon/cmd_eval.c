@@ -27,7 +27,16 @@ static const char help_text[] =
     "  --threads N         default: all processors\n"
     "  --json              print the figures as JSON\n";
 
-enum { OPT_MODEL = 256, OPT_TEXT, OPT_AGAINST, OPT_SCHEME, OPT_CONTEXT, OPT_HEAD, OPT_JSON, OPT_HELP };
+enum {
+    OPT_MODEL = 256,
+    OPT_TEXT,
+    OPT_AGAINST,
+    OPT_SCHEME,
+    OPT_CONTEXT,
+    OPT_HEAD,
+    OPT_JSON,
+    OPT_HELP
+};
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},

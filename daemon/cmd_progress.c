@@ -6,6 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/threads.h"
+
+#define TERMINAL_NS ((uint64_t)100 * 1000 * 1000)
+#define PLAIN_NS ((uint64_t)5 * 1000 * 1000 * 1000)
+
 /* A signal handler has no argument to reach its flag by. */
 static _Atomic bool stop_asked;
 
@@ -15,28 +20,24 @@ static void ask_stop(int sig)
     atomic_store_explicit(&stop_asked, true, memory_order_relaxed);
 }
 
-static void on_terminal(struct sq_cmd_progress *p, const char *phase, int percent)
-{
-    char line[128];
-    int n = snprintf(line, sizeof line, "%s: %s %d %%", p->command, phase, percent);
-    fprintf(stderr, "\r%-*s", p->columns, line);
-    p->columns = n;
-}
-
 static void tell(void *ctx, const char *phase, double ratio)
 {
     struct sq_cmd_progress *p = ctx;
-    const int tenths = (int)(ratio * 10), percent = (int)(ratio * 100);
+    const int percent = (int)(ratio * 100);
+    const uint64_t now = sq_now_ns();
     const bool same = p->phase && strcmp(p->phase, phase) == 0;
-    if (p->terminal) {
-        on_terminal(p, phase, percent);
-    } else if (!same || tenths > p->tenths) {
-        fprintf(stderr, "sqd %s: %s %d %%\n", p->command, phase, percent);
-    } else {
+    if (same && now - p->told_ns < (p->terminal ? TERMINAL_NS : PLAIN_NS))
         return;
+    if (p->terminal) {
+        char line[128];
+        int n = snprintf(line, sizeof line, "sqd %s: %s %d %%", p->command, phase, percent);
+        fprintf(stderr, "\r%-*s", p->columns, line);
+        p->columns = n;
+    } else {
+        fprintf(stderr, "sqd %s: %s %d %%\n", p->command, phase, percent);
     }
     p->phase = phase;
-    p->tenths = tenths;
+    p->told_ns = now;
 }
 
 void sq_cmd_progress_init(struct sq_cmd_progress *p, const char *command)

@@ -12,8 +12,8 @@ static int number(const char *command, const char *option, const char *value, in
 {
     int64_t n;
     if (!sq_parse_i64(value, 1, max, &n))
-        return sq_cmd_usage(command, "--%s: expected a number from 1 to %d, found '%s'", option, max,
-                            value);
+        return sq_cmd_usage(command, "--%s: expected a number from 1 to %d, found '%s'", option,
+                            max, value);
     *ret = (int)n;
     return 0;
 }
@@ -21,8 +21,9 @@ static int number(const char *command, const char *option, const char *value, in
 static int alpha(const char *command, const char *value, struct sq_recipe *r)
 {
     if (strcmp(value, "auto") == 0)
-        return sq_cmd_usage(command, "--alpha auto: there is no search yet; give a number from 0 to 1 "
-                                     "(0.5 suits OPT)");
+        return sq_cmd_usage(command,
+                            "--alpha auto: there is no search yet; give a number from 0 to 1 "
+                            "(0.5 suits OPT)");
     if (!sq_parse_double(value, 0, 1, &r->alpha))
         return sq_cmd_usage(command, "--alpha: expected a number from 0 to 1, found '%s'", value);
     return 0;

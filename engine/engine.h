@@ -71,13 +71,14 @@ struct sq_engine_options {
     int max_context;             /* <= the model's; 0 = the model's */
     int kv_blocks;               /* of SQ_KV_BLOCK tokens; 0 = enough for max_sequences * max_context, capped by kv_bytes */
     uint64_t kv_bytes;           /* cap, 0 = none */
-    int max_queue;               /* waiting sequences */
-    int64_t max_queue_tokens;    /* prompt tokens of waiting sequences */
+    int max_queue;               /* waiting sequences, beside those that could start at once */
+    int64_t max_queue_tokens;    /* prompt tokens of waiting sequences; an empty queue takes any one submit */
     void (*wake)(void *ctx);     /* called from the engine thread without locks; may be NULL */
     void *ctx;
 };
 
-/* Allocates everything and warms up; no thread yet. Errors: -SQ_E_NOMEM, -SQ_E_LIMIT (the message names the smallest setting that fits), -SQ_E_DEVICE. */
+/* Allocates everything and warms up; no thread yet. Errors: -SQ_E_NOMEM, -SQ_E_LIMIT (the message names the smallest setting that fits),
+ * -SQ_E_INVAL (a size that is not positive), -SQ_E_DEVICE. */
 int sq_engine_open(const struct sq_engine_options *o, struct sq_engine **ret, struct sq_err *err) SQ_CHECKED;
 int sq_engine_start(struct sq_engine *e, struct sq_err *err) SQ_CHECKED;
 /* Cancels what is left, joins the thread, asserts that every KV block came back. Untaken events are freed. */
@@ -86,7 +87,8 @@ struct sq_engine *sq_engine_close(struct sq_engine *e);
 #define SQ_ENGINE_FULL 1     /* queue bound reached: 429 */
 #define SQ_ENGINE_DRAINING 2 /* 503 */
 #define SQ_ENGINE_FAULT 3    /* the device failed: 503 */
-/* All n requests or none. 0, one of the outcomes above, or -SQ_E_NOMEM. */
+/* All n requests or none. 0, one of the outcomes above, or -SQ_E_NOMEM; -SQ_E_LIMIT or -SQ_E_INVAL where a request breaks its promise
+ * (longer than the context, an id outside the vocabulary). */
 int sq_engine_submit(struct sq_engine *e, const struct sq_request *reqs, int n, struct sq_err *err) SQ_CHECKED;
 void sq_engine_cancel(struct sq_engine *e, sq_req_id id);              /* idempotent; unknown ids are fine; takes effect at the next step boundary */
 void sq_engine_credit(struct sq_engine *e, sq_req_id id, int n_tokens);

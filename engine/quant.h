@@ -20,7 +20,10 @@
  * O[d] = sum_i w_i * o_i[d], each as acc = fmaf(w_i, (float)x_i, acc) from acc = 0;  out = (O[d] / L) * v_step. So P is quantised
  * relative to the maximum of its piece (never to 1.0, which would lose every p below 0.4 %), a row does not depend on chunking or
  * batch, and decode may split over pieces.
- * int8 out: code = sat(rne((O[d] / L) * out_mul)), out_mul = v_step / out_step. */
+ * int8 out: code = sat(rne((O[d] / L) * out_mul)), out_mul = v_step / out_step.
+ *
+ * Attention (float): the same pieces and merge, with s[j] = (q . k_j) * score_mul, the dot in the canonical shape; p[j] = sq_exp(s[j] - m_i);
+ * l_i = sum of p in the canonical shape over the piece; o_i[d] = acc by acc = fmaf(p[j], v[j,d], acc) over ascending j. */
 #pragma once
 
 #include <math.h>

@@ -32,10 +32,11 @@ size_t sq_cpu_kv_bytes(const struct sq_kv_desc *d)
 int sq_cpu_kv_new(const struct sq_kv_desc *d, struct sq_kv **ret, struct sq_err *err)
 {
     if (d->dtype != SQ_F32 && (d->dtype != SQ_I8 || d->head_dim % 4 != 0))
-        return sq_fail(err, SQ_E_INVAL,
-                       "KV cache: needs F32, or int8 with a head dimension that is a multiple of 4, "
-                       "found dtype %d with head dimension %zu",
-                       (int)d->dtype, d->head_dim);
+        return sq_fail(
+            err, SQ_E_INVAL,
+            "KV cache: needs F32, or int8 with a head dimension that is a multiple of 4, "
+            "found dtype %d with head dimension %zu",
+            (int)d->dtype, d->head_dim);
     struct sq_kv *kv = sq_new(struct sq_kv);
     if (!kv)
         return sq_fail(err, SQ_E_NOMEM, "KV cache: out of memory");
@@ -73,6 +74,6 @@ size_t sq_cpu_attn_scratch(const struct sq_kv_desc *d)
     size_t n_pieces = sq_div_up(d->n_blocks * SQ_KV_BLOCK, SQ_ATTN_PIECE);
     size_t d_pad = sq_round_up(d->head_dim, SQ_LANES);
     size_t piece_bytes = (d_pad + 2) * sizeof(float); /* sums, maximum, l */
-    return sq_round_up(sq_attn_quads_bytes(d), SQ_CPU_ALIGN) + SQ_ATTN_SCORES * (sizeof(float) + 1) +
-           SQ_ATTN_ROWS * n_pieces * piece_bytes;
+    return sq_round_up(sq_attn_quads_bytes(d), SQ_CPU_ALIGN) +
+           SQ_ATTN_SCORES * (sizeof(float) + 1) + SQ_ATTN_ROWS * n_pieces * piece_bytes;
 }

@@ -33,6 +33,9 @@ static inline uint8_t *sq_kv_head(const struct sq_kv *kv, int layer, int kv_head
  * number of pieces that its keys make. */
 static inline size_t sq_attn_quads_bytes(const struct sq_kv_desc *d)
 {
-    return d->head_dim / 4 * SQ_ATTN_ROWS * 8; /* [D/4][SQ_ATTN_ROWS] quads of query codes, 8 bytes at most */
+    return d->head_dim / 4 * SQ_ATTN_ROWS *
+           8; /* [D/4][SQ_ATTN_ROWS] quads of query codes, 8 bytes at most */
 }
-#define SQ_ATTN_SCORES (SQ_ATTN_ROWS * SQ_ATTN_PIECE) /* scores, 4 bytes each, and as many probabilities, 1 byte each */
+#define SQ_ATTN_SCORES                                                                             \
+    (SQ_ATTN_ROWS *                                                                                \
+     SQ_ATTN_PIECE) /* scores, 4 bytes each, and as many probabilities, 1 byte each */

@@ -15,9 +15,11 @@
 struct sq_buf {
     enum sq_buf_kind kind;
     size_t max_rows, cols;
-    size_t stride;    /* elements between rows; F32: cols (dense, view returns it); S8: padded so that 4 KiB aliasing is avoided, multiple of 64 */
-    float *f;         /* F32: [max_rows, stride] */
-    uint8_t *u;       /* S8: [max_rows, stride] codes + 128 (vpdpbusd wants unsigned); columns cols..stride hold 128 (code 0) */
+    size_t
+        stride; /* elements between rows; F32: cols (dense, view returns it); S8: padded so that 4 KiB aliasing is avoided, multiple of 64 */
+    float *f;   /* F32: [max_rows, stride] */
+    uint8_t *
+        u; /* S8: [max_rows, stride] codes + 128 (vpdpbusd wants unsigned); columns cols..stride hold 128 (code 0) */
     float *row_scale; /* S8: [max_rows] */
     size_t bytes;     /* of memory, for the books */
 };
@@ -27,15 +29,17 @@ struct sq_buf {
 struct sq_linear {
     struct sq_linear_desc d; /* d.name owned */
     size_t n_panels, k_pad;  /* int8: ceil(n_out / SQ_PANEL); n_in rounded up to 4 */
-    int8_t *packed;          /* int8: [n_panels][k_pad / 4][SQ_PANEL][4], padding zero, 64-aligned */
-    int32_t *acc0;           /* int8: [n_panels * SQ_PANEL] start for unsigned activations: -128 * sum_k w (+ bias_acc), modulo 2^32 */
-    int32_t *acc0_s;         /* int8: the same for signed activations: 0 (+ bias_acc) */
-    bool has_min;            /* int8: -128 occurs among the weights, so that the sign trick of AVX2 is not exact */
-    void *rows;              /* float weights: [n_out, n_in] in d.dtype, row-major, 64-aligned */
-    float *mul, *bias;       /* [n_panels * SQ_PANEL], padding 0; bias all 0 when there is none */
-    uint8_t *put;            /* [n_out] 1 where the row was put; NULL after finish */
-    size_t n_put;            /* rows put so far */
-    size_t bytes;            /* of memory, for the books */
+    int8_t *packed; /* int8: [n_panels][k_pad / 4][SQ_PANEL][4], padding zero, 64-aligned */
+    int32_t *
+        acc0; /* int8: [n_panels * SQ_PANEL] start for unsigned activations: -128 * sum_k w (+ bias_acc), modulo 2^32 */
+    int32_t *acc0_s; /* int8: the same for signed activations: 0 (+ bias_acc) */
+    bool
+        has_min; /* int8: -128 occurs among the weights, so that the sign trick of AVX2 is not exact */
+    void *rows;        /* float weights: [n_out, n_in] in d.dtype, row-major, 64-aligned */
+    float *mul, *bias; /* [n_panels * SQ_PANEL], padding 0; bias all 0 when there is none */
+    uint8_t *put;      /* [n_out] 1 where the row was put; NULL after finish */
+    size_t n_put;      /* rows put so far */
+    size_t bytes;      /* of memory, for the books */
     struct sq_cpu_chunk *chunk; /* holds packed or rows; NULL: they are allocated alone */
 };
 
@@ -52,9 +56,10 @@ struct sq_kv; /* attn.h: layout chosen for the attention kernels */
 /* attn.c, independent of the instruction set. Storage is 64-aligned and touched once at creation. */
 size_t sq_cpu_kv_bytes(const struct sq_kv_desc *d); /* SIZE_MAX when it overflows */
 int sq_cpu_kv_new(const struct sq_kv_desc *d, struct sq_kv **ret, struct sq_err *err);
-void sq_cpu_kv_free(struct sq_kv *kv);                    /* NULL is fine */
-size_t sq_cpu_kv_used(const struct sq_kv *kv);            /* bytes it holds */
-size_t sq_cpu_attn_scratch(const struct sq_kv_desc *d);   /* bytes each thread's scratch needs for this cache */
+void sq_cpu_kv_free(struct sq_kv *kv);         /* NULL is fine */
+size_t sq_cpu_kv_used(const struct sq_kv *kv); /* bytes it holds */
+size_t sq_cpu_attn_scratch(
+    const struct sq_kv_desc *d); /* bytes each thread's scratch needs for this cache */
 
 /* One matmul of int8 weights: slice = rows [m0,m1) x panels [p0,p1). */
 struct sq_gemm {
@@ -72,16 +77,24 @@ struct sq_cpu_ops {
      * product; 0: no such probe (ref). */
     uint64_t (*int8_probe)(size_t n);
     /* float matmul: rows [m0,m1) x outputs [n0,n1) of x[.,K] f32; epilogue F32 or ADD, ReLU */
-    void (*gemm_float)(const struct sq_linear *l, const struct sq_buf *x, struct sq_buf *y, int m0, int m1, size_t n0, size_t n1);
-    void (*norm)(const struct sq_norm *n, const struct sq_buf *x, int m0, int m1, struct sq_buf *y, struct sq_buf *y_q);
+    void (*gemm_float)(const struct sq_linear *l, const struct sq_buf *x, struct sq_buf *y, int m0,
+                       int m1, size_t n0, size_t n1);
+    void (*norm)(const struct sq_norm *n, const struct sq_buf *x, int m0, int m1, struct sq_buf *y,
+                 struct sq_buf *y_q);
     void (*quant_rows)(const struct sq_buf *x, int m0, int m1, float inv_step, struct sq_buf *y_q);
-    void (*embed)(const struct sq_batch *b, const struct sq_linear *table, const struct sq_linear *pos_table, int pos_offset, struct sq_buf *x, int m0, int m1);
-    void (*observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols, float *absmax);
+    void (*embed)(const struct sq_batch *b, const struct sq_linear *table,
+                  const struct sq_linear *pos_table, int pos_offset, struct sq_buf *x, int m0,
+                  int m1);
+    void (*observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols,
+                    float *absmax);
     void (*argmax)(const struct sq_buf *x, int m0, int m1, int32_t *ids);
-    void (*kv_write)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, int i_seq, int kv_head);
+    void (*kv_write)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b,
+                     const struct sq_buf *qkv, int i_seq, int kv_head);
     /* all rows of sequence i_seq between rows [m0,m1), for the query heads that share kv_head; scratch: sq_cpu_attn_scratch() bytes of
      * this thread. Callers go through the KV heads of a sequence in ascending order, because each call prefetches for the next. */
-    void (*attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int kv_head, int m0, int m1, void *scratch);
+    void (*attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b,
+                   const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int kv_head, int m0,
+                   int m1, void *scratch);
 };
 
 /* --- memory and weights (memory.c, linear.c), independent of the instruction set --- */
@@ -98,17 +111,20 @@ struct sq_cpu_arena {
     struct sq_cpu_chunk *open; /* has room */
 };
 
-/* Like sq_cpu_alloc; freed by sq_cpu_chunk_unref(*ret_chunk), or by sq_free where *ret_chunk is NULL: large pieces, and all if a is NULL. */
+/* Like sq_cpu_alloc; freed by sq_cpu_chunk_unref(*ret_chunk), or by sq_free where *ret_chunk is NULL: large and small pieces, and all if a is NULL. */
 void *sq_cpu_arena_alloc(struct sq_cpu_arena *a, size_t bytes, struct sq_cpu_chunk **ret_chunk);
 void sq_cpu_chunk_unref(struct sq_cpu_chunk *c);
 void sq_cpu_arena_done(struct sq_cpu_arena *a);
 
 /* As the ops of backend.h. */
-int sq_cpu_buf_new(enum sq_buf_kind kind, size_t max_rows, size_t cols, struct sq_buf **ret, struct sq_err *err);
+int sq_cpu_buf_new(enum sq_buf_kind kind, size_t max_rows, size_t cols, struct sq_buf **ret,
+                   struct sq_err *err);
 void sq_cpu_buf_free(struct sq_buf *b);
 int sq_cpu_linear_new(const struct sq_linear_desc *d, struct sq_linear **ret, struct sq_err *err);
-int sq_cpu_linear_new_in(struct sq_cpu_arena *a, const struct sq_linear_desc *d, struct sq_linear **ret, struct sq_err *err);
-int sq_cpu_linear_put(struct sq_linear *l, size_t row0, size_t n_rows, const void *rows, struct sq_err *err);
+int sq_cpu_linear_new_in(struct sq_cpu_arena *a, const struct sq_linear_desc *d,
+                         struct sq_linear **ret, struct sq_err *err);
+int sq_cpu_linear_put(struct sq_linear *l, size_t row0, size_t n_rows, const void *rows,
+                      struct sq_err *err);
 int sq_cpu_linear_finish(struct sq_linear *l, const struct sq_epilogue *e, struct sq_err *err);
 void sq_cpu_linear_free(struct sq_linear *l);
 int sq_cpu_norm_new(const struct sq_norm_desc *d, struct sq_norm **ret, struct sq_err *err);
@@ -124,17 +140,27 @@ void sq_cpu_norm_free(struct sq_norm *n);
 
 void SQ_CPU_FN(sq_gemm_s8)(const struct sq_gemm *g, int m0, int m1, size_t p0, size_t p1);
 uint64_t SQ_CPU_FN(sq_int8_probe)(size_t n);
-void SQ_CPU_FN(sq_gemm_float)(const struct sq_linear *l, const struct sq_buf *x, struct sq_buf *y, int m0, int m1, size_t n0, size_t n1);
-void SQ_CPU_FN(sq_norm)(const struct sq_norm *n, const struct sq_buf *x, int m0, int m1, struct sq_buf *y, struct sq_buf *y_q);
-void SQ_CPU_FN(sq_quant_rows)(const struct sq_buf *x, int m0, int m1, float inv_step, struct sq_buf *y_q);
-void SQ_CPU_FN(sq_embed)(const struct sq_batch *b, const struct sq_linear *table, const struct sq_linear *pos_table, int pos_offset, struct sq_buf *x, int m0, int m1);
-void SQ_CPU_FN(sq_observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols, float *absmax);
+void SQ_CPU_FN(sq_gemm_float)(const struct sq_linear *l, const struct sq_buf *x, struct sq_buf *y,
+                              int m0, int m1, size_t n0, size_t n1);
+void SQ_CPU_FN(sq_norm)(const struct sq_norm *n, const struct sq_buf *x, int m0, int m1,
+                        struct sq_buf *y, struct sq_buf *y_q);
+void SQ_CPU_FN(sq_quant_rows)(const struct sq_buf *x, int m0, int m1, float inv_step,
+                              struct sq_buf *y_q);
+void SQ_CPU_FN(sq_embed)(const struct sq_batch *b, const struct sq_linear *table,
+                         const struct sq_linear *pos_table, int pos_offset, struct sq_buf *x,
+                         int m0, int m1);
+void SQ_CPU_FN(sq_observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols,
+                           float *absmax);
 void SQ_CPU_FN(sq_argmax)(const struct sq_buf *x, int m0, int m1, int32_t *ids);
-void SQ_CPU_FN(sq_kv_write)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, int i_seq, int kv_head);
-void SQ_CPU_FN(sq_attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int kv_head, int m0, int m1, void *scratch);
+void SQ_CPU_FN(sq_kv_write)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b,
+                            const struct sq_buf *qkv, int i_seq, int kv_head);
+void SQ_CPU_FN(sq_attend)(struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b,
+                          const struct sq_buf *qkv, struct sq_buf *out, int i_seq, int kv_head,
+                          int m0, int m1, void *scratch);
 #endif
 
-extern const struct sq_cpu_ops sq_cpu_ops_ref, sq_cpu_ops_avx2, sq_cpu_ops_avxvnni, sq_cpu_ops_evexvnni, sq_cpu_ops_avx512vnni;
+extern const struct sq_cpu_ops sq_cpu_ops_ref, sq_cpu_ops_avx2, sq_cpu_ops_avxvnni,
+    sq_cpu_ops_evexvnni, sq_cpu_ops_avx512vnni;
 
 /* --- dispatch (ops.c) --- */
 

@@ -5,12 +5,6 @@
 
 #include "engine/cpu/cpu.h"
 
-#ifdef __clang__
-#define SQ_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define SQ_UNROLL _Pragma("GCC unroll 32")
-#endif
-
 /* c[mr][SQ_PANEL] = acc0 + x * w over the whole K. */
 struct sq_gemm_tile {
     const uint8_t *x;    /* [mr, stride] codes + 128, first row */
@@ -18,8 +12,9 @@ struct sq_gemm_tile {
     const int8_t *w;     /* [nk][SQ_PANEL][4], one panel */
     const int32_t *acc0; /* [SQ_PANEL] */
     size_t nk;           /* quads of k */
-    const char *pf;      /* weights to prefetch: per quad one line at pf and one at pf + pf_off, then pf += pf_step; */
-    size_t pf_off;       /* never read, so they may lie behind the end */
+    const char *
+        pf; /* weights to prefetch: per quad one line at pf and one at pf + pf_off, then pf += pf_step; */
+    size_t pf_off; /* never read, so they may lie behind the end */
     size_t pf_step;
     int32_t *c; /* 64-aligned */
 };

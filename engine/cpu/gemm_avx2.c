@@ -84,12 +84,12 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
         const uint8_t *x = t->x;                                                                   \
         const int8_t *w = t->w;                                                                    \
         int32_t *const to = t->c;                                                                  \
-        ROWS_##mr(START4, way)                                                                     \
+        ROWS_##mr(START4, way);                                                                    \
         for (size_t k = nk; k; k--) {                                                              \
-            ROWS_##mr(STEP4, way)                                                                  \
+            ROWS_##mr(STEP4, way);                                                                 \
             w += 128, x += 4;                                                                      \
         }                                                                                          \
-        ROWS_##mr(STORE4, way)                                                                     \
+        ROWS_##mr(STORE4, way);                                                                    \
     }
 
 #define START2(r, way) __m256i a##r = s0, b##r = s1;
@@ -119,14 +119,14 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
             const uint8_t *x = t->x;                                                               \
             const int8_t *w = t->w + 64 * half;                                                    \
             int32_t *const to = t->c + 16 * half;                                                  \
-            ROWS_##mr(START2, way)                                                                 \
+            ROWS_##mr(START2, way);                                                                \
             for (size_t k = nk; k; k--) {                                                          \
-                PREFETCH                                                                           \
+                PREFETCH;                                                                          \
                 const __m256i w0 = load(w), w1 = load(w + 32);                                     \
-                ROWS_##mr(STEP2, way)                                                              \
+                ROWS_##mr(STEP2, way);                                                             \
                 w += 128, x += 4;                                                                  \
             }                                                                                      \
-            ROWS_##mr(STORE2, way)                                                                 \
+            ROWS_##mr(STORE2, way);                                                                \
             pf = (const char *)t->w, pf_off = pf_step = 0; /* all fetched */                       \
         }                                                                                          \
     }
@@ -141,32 +141,18 @@ static inline __m256i split_dot(__m256i acc, struct split_row q, __m256i w)
 WAY(sign)
 WAY(split)
 
+/* The three instructions that every way needs: the ceiling that both are measured against. */
+static inline __m256i plain_dot(__m256i acc, __m256i a, __m256i w)
+{
+    return _mm256_add_epi32(acc,
+                            _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)));
+}
+
 #include "engine/cpu/gemm_ymm.inc"
 
 #define ACC0(l) ((l)->has_min ? (l)->acc0 : (l)->acc0_s)
 #define TILES(l) ((l)->has_min ? split_tiles : sign_tiles)
+#define PROBE_VEC __m256i
+#define PROBE_ONES _mm256_set1_epi8(1)
+#define PROBE_DOT plain_dot
 #include "engine/cpu/gemm.inc"
-
-/* The three instructions that every way needs: the ceiling that both are measured against. */
-static inline __m256i plain_dot(__m256i acc, __m256i a, __m256i w)
-{
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)));
-}
-
-/* Enough independent chains to hide the latency; the empty asm keeps each step from being folded. */
-#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define CHAIN_START(i) __m256i s##i = a;
-#define CHAIN_STEP(i)                                                                              \
-    s##i = plain_dot(s##i, a, w);\
-    __asm__ volatile("" : "+x"(s##i), "+x"(w));
-
-uint64_t SQ_CPU_FN(sq_int8_probe)(size_t n)
-{
-    const __m256i a = _mm256_set1_epi8(1);
-    __m256i w = a;
-    CHAINS(CHAIN_START)
-    for (size_t i = 0; i < n; i++) {
-        CHAINS(CHAIN_STEP)
-    }
-    return (uint64_t)n * 12 * 2 * 32;
-}

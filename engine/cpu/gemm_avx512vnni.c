@@ -42,7 +42,7 @@
     a##r = _mm512_add_epi32(a##r, c##r);                                                           \
     b##r = _mm512_add_epi32(b##r, d##r);
 #define STORE(r, xp, i)                                                                            \
-    _mm512_store_si512(c_out + 32 * r, a##r);                                                        \
+    _mm512_store_si512(c_out + 32 * r, a##r);                                                      \
     _mm512_store_si512(c_out + 32 * r + 16, b##r);
 
 #define TILE_BEGIN                                                                                 \
@@ -61,26 +61,25 @@
     __builtin_prefetch(pf + pf_off, 0, 2);                                                         \
     pf += pf_step;
 
-#define ADVANCE(n)                                                                                 \
-    w += 128 * n, x0 += 4 * n, x3 += 4 * n, x6 += 4 * n, x9 += 4 * n, x12 += 4 * n;
+#define ADVANCE(n) w += 128 * n, x0 += 4 * n, x3 += 4 * n, x6 += 4 * n, x9 += 4 * n, x12 += 4 * n;
 
 #define STEP_ALL(mr)                                                                               \
-    {                                                                                              \
+    do {                                                                                           \
         const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);                   \
-        ROWS_##mr(STEP)                                                                            \
-    }
+        ROWS_##mr(STEP);                                                                           \
+    } while (0)
 
 #define TILE(mr)                                                                                   \
     static void tile##mr(const struct sq_gemm_tile *t)                                             \
     {                                                                                              \
-        TILE_BEGIN                                                                                 \
-        ROWS_##mr(START)                                                                           \
+        TILE_BEGIN;                                                                                \
+        ROWS_##mr(START);                                                                          \
         for (; k; k--) {                                                                           \
-            PREFETCH                                                                               \
-            STEP_ALL(mr)                                                                           \
-            ADVANCE(1)                                                                             \
+            PREFETCH;                                                                              \
+            STEP_ALL(mr);                                                                          \
+            ADVANCE(1);                                                                            \
         }                                                                                          \
-        ROWS_##mr(STORE)                                                                           \
+        ROWS_##mr(STORE);                                                                          \
     }
 
 /* Few rows keep a second set of accumulators for odd k: one set alone would wait for the latency of vpdpbusd. They do not
@@ -88,21 +87,19 @@
 #define TILE_TWICE(mr)                                                                             \
     static void tile##mr(const struct sq_gemm_tile *t)                                             \
     {                                                                                              \
-        TILE_BEGIN                                                                                 \
-        ROWS_##mr(START)                                                                           \
-        ROWS_##mr(START_ODD)                                                                       \
+        TILE_BEGIN;                                                                                \
+        ROWS_##mr(START);                                                                          \
+        ROWS_##mr(START_ODD);                                                                      \
         for (; k > 1; k -= 2) {                                                                    \
-            STEP_ALL(mr)                                                                           \
-            {                                                                                      \
-                const __m512i w2 = _mm512_load_si512(w + 128), w3 = _mm512_load_si512(w + 192);    \
-                ROWS_##mr(STEP_ODD)                                                                \
-            }                                                                                      \
-            ADVANCE(2)                                                                             \
+            const __m512i w2 = _mm512_load_si512(w + 128), w3 = _mm512_load_si512(w + 192);        \
+            STEP_ALL(mr);                                                                          \
+            ROWS_##mr(STEP_ODD);                                                                   \
+            ADVANCE(2);                                                                            \
         }                                                                                          \
         if (k)                                                                                     \
-            STEP_ALL(mr)                                                                           \
-        ROWS_##mr(JOIN_ODD)                                                                        \
-        ROWS_##mr(STORE)                                                                           \
+            STEP_ALL(mr);                                                                          \
+        ROWS_##mr(JOIN_ODD);                                                                       \
+        ROWS_##mr(STORE);                                                                          \
     }
 
 TILE_TWICE(1)
@@ -121,7 +118,8 @@ TILE(13)
 TILE(14)
 
 static void (*const tiles[MR_MAX + 1])(const struct sq_gemm_tile *) = {
-    NULL, tile1, tile2, tile3, tile4, tile5, tile6, tile7, tile8, tile9, tile10, tile11, tile12, tile13, tile14};
+    NULL,  tile1, tile2,  tile3,  tile4,  tile5,  tile6, tile7,
+    tile8, tile9, tile10, tile11, tile12, tile13, tile14};
 
 /* Stores one vector of 16 results; n columns of it exist. Formulas: engine/quant.h. */
 struct epi {
@@ -153,7 +151,7 @@ static void epilogue(const struct sq_gemm *g, int m, int mr, size_t p, const int
             .mul = _mm512_load_ps(l->mul + n),
             .bias = _mm512_load_ps(l->bias + n),
             .lo = _mm512_set1_ps(relu ? 0.0f : -127.0f),
-            .mask = left < 16 ? (__mmask16)((1u << left) - 1) : (__mmask16)0xffff,
+            .mask = (__mmask16)(left < 16 ? (1u << left) - 1 : 0xffff),
         };
         for (int r = 0; r < mr; r++) {
             const __m512i acc = _mm512_load_si512(c + r * SQ_PANEL);
@@ -173,22 +171,7 @@ static void epilogue(const struct sq_gemm *g, int m, int mr, size_t p, const int
 
 #define ACC0(l) ((l)->acc0)
 #define TILES(l) tiles
+#define PROBE_VEC __m512i
+#define PROBE_ONES _mm512_set1_epi8(1)
+#define PROBE_DOT _mm512_dpbusd_epi32
 #include "engine/cpu/gemm.inc"
-
-/* Enough independent chains to hide the latency; the empty asm keeps each step from being folded. */
-#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define CHAIN_START(i) __m512i s##i = a;
-#define CHAIN_STEP(i)                                                                              \
-    s##i = _mm512_dpbusd_epi32(s##i, a, w);\
-    __asm__ volatile("" : "+v"(s##i), "+v"(w));
-
-uint64_t SQ_CPU_FN(sq_int8_probe)(size_t n)
-{
-    const __m512i a = _mm512_set1_epi8(1);
-    __m512i w = a;
-    CHAINS(CHAIN_START)
-    for (size_t i = 0; i < n; i++) {
-        CHAINS(CHAIN_STEP)
-    }
-    return (uint64_t)n * 12 * 2 * 64;
-}

@@ -33,10 +33,10 @@ static inline __m256i load(const void *p)
 #define STEP_C(r, xp, i) c##r = DPBUSD(c##r, q##r, v);
 #define STEP_D(r, xp, i) d##r = DPBUSD(d##r, q##r, v);
 #define PART(mr, step, at)                                                                         \
-    {                                                                                              \
+    do {                                                                                           \
         const __m256i v = load(w + at);                                                            \
-        ROWS_##mr(step)                                                                            \
-    }
+        ROWS_##mr(step);                                                                           \
+    } while (0)
 #define STORE4(r, xp, i)                                                                           \
     _mm256_store_si256((__m256i *)(to + 32 * r), a##r);                                            \
     _mm256_store_si256((__m256i *)(to + 32 * r + 8), b##r);                                        \
@@ -52,16 +52,16 @@ static inline __m256i load(const void *p)
         const uint8_t *x0 = t->x;                                                                  \
         const int8_t *w = t->w;                                                                    \
         int32_t *const to = t->c;                                                                  \
-        ROWS_##mr(START4)                                                                          \
+        ROWS_##mr(START4);                                                                         \
         for (size_t k = nk; k; k--) {                                                              \
-            ROWS_##mr(QUAD)                                                                        \
-            PART(mr, STEP_A, 0)                                                                    \
-            PART(mr, STEP_B, 32)                                                                   \
-            PART(mr, STEP_C, 64)                                                                   \
-            PART(mr, STEP_D, 96)                                                                   \
+            ROWS_##mr(QUAD);                                                                       \
+            PART(mr, STEP_A, 0);                                                                   \
+            PART(mr, STEP_B, 32);                                                                  \
+            PART(mr, STEP_C, 64);                                                                  \
+            PART(mr, STEP_D, 96);                                                                  \
             w += 128, x0 += 4;                                                                     \
         }                                                                                          \
-        ROWS_##mr(STORE4)                                                                          \
+        ROWS_##mr(STORE4);                                                                         \
     }
 
 #define START2(r, xp, i) __m256i a##r = s0, b##r = s1;
@@ -91,14 +91,14 @@ static inline __m256i load(const void *p)
             const uint8_t *x0 = t->x, *x3 = x0 + 3 * stride;                                       \
             const int8_t *w = t->w + 64 * half;                                                    \
             int32_t *const to = t->c + 16 * half;                                                  \
-            ROWS_##mr(START2)                                                                      \
+            ROWS_##mr(START2);                                                                     \
             for (size_t k = nk; k; k--) {                                                          \
-                PREFETCH                                                                           \
+                PREFETCH;                                                                          \
                 const __m256i w0 = load(w), w1 = load(w + 32);                                     \
-                ROWS_##mr(STEP2)                                                                   \
+                ROWS_##mr(STEP2);                                                                  \
                 w += 128, x0 += 4, x3 += 4;                                                        \
             }                                                                                      \
-            ROWS_##mr(STORE2)                                                                      \
+            ROWS_##mr(STORE2);                                                                     \
             pf = (const char *)t->w, pf_off = pf_step = 0; /* all fetched */                       \
         }                                                                                          \
     }
@@ -117,22 +117,7 @@ static void (*const tiles[MR_MAX + 1])(const struct sq_gemm_tile *) = {NULL,  ti
 
 #define ACC0(l) ((l)->acc0)
 #define TILES(l) tiles
+#define PROBE_VEC __m256i
+#define PROBE_ONES _mm256_set1_epi8(1)
+#define PROBE_DOT DPBUSD
 #include "engine/cpu/gemm.inc"
-
-/* Enough independent chains to hide the latency; the empty asm keeps each step from being folded. */
-#define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define CHAIN_START(i) __m256i s##i = a;
-#define CHAIN_STEP(i)                                                                              \
-    s##i = DPBUSD(s##i, a, w);\
-    __asm__ volatile("" : "+x"(s##i), "+x"(w));
-
-uint64_t SQ_CPU_FN(sq_int8_probe)(size_t n)
-{
-    const __m256i a = _mm256_set1_epi8(1);
-    __m256i w = a;
-    CHAINS(CHAIN_START)
-    for (size_t i = 0; i < n; i++) {
-        CHAINS(CHAIN_STEP)
-    }
-    return (uint64_t)n * 12 * 2 * 32;
-}

@@ -2,14 +2,16 @@
 #include "engine/cpu/gemm.h"
 
 /* Sums wrap modulo 2^32 like the vector instructions; within SQ_K_MAX only bias_acc can get there. */
-static void dot_panel(const uint8_t *x, const int8_t *w, size_t nk, const int32_t *start, int32_t *acc)
+static void dot_panel(const uint8_t *x, const int8_t *w, size_t nk, const int32_t *start,
+                      int32_t *acc)
 {
     memcpy(acc, start, SQ_PANEL * sizeof *acc);
     for (size_t k = 0; k < nk; k++, x += 4, w += 4 * SQ_PANEL) {
         const int a0 = x[0] - 128, a1 = x[1] - 128, a2 = x[2] - 128, a3 = x[3] - 128;
         for (int n = 0; n < SQ_PANEL; n++) {
             const int8_t *q = w + 4 * n;
-            acc[n] = (int32_t)((uint32_t)acc[n] + (uint32_t)(a0 * q[0] + a1 * q[1] + a2 * q[2] + a3 * q[3]));
+            acc[n] = (int32_t)((uint32_t)acc[n] +
+                               (uint32_t)(a0 * q[0] + a1 * q[1] + a2 * q[2] + a3 * q[3]));
         }
     }
 }
@@ -39,8 +41,8 @@ void SQ_CPU_FN(sq_gemm_s8)(const struct sq_gemm *g, int m0, int m1, size_t p0, s
     for (int m = m0; m < m1; m++) {
         for (size_t p = p0; p < p1; p++) {
             int32_t acc[SQ_PANEL];
-            dot_panel(g->x->u + (size_t)m * g->x->stride, l->packed + p * l->k_pad * SQ_PANEL, l->k_pad / 4,
-                      l->acc0_s + p * SQ_PANEL, acc);
+            dot_panel(g->x->u + (size_t)m * g->x->stride, l->packed + p * l->k_pad * SQ_PANEL,
+                      l->k_pad / 4, l->acc0_s + p * SQ_PANEL, acc);
             for (size_t n = p * SQ_PANEL; n < (p + 1) * SQ_PANEL && n < l->d.n_out; n++)
                 store(g, m, n, acc[n % SQ_PANEL]);
         }

@@ -25,7 +25,8 @@ static int alloc_float(struct sq_linear *l, struct sq_cpu_arena *a)
 {
     size_t n, bytes;
     l->n_panels = sq_div_up(l->d.n_out, SQ_PANEL);
-    if (!sq_mul_size(l->d.n_out, l->d.n_in, &n) || !sq_mul_size(n, sq_dtype_bytes(l->d.dtype), &bytes))
+    if (!sq_mul_size(l->d.n_out, l->d.n_in, &n) ||
+        !sq_mul_size(n, sq_dtype_bytes(l->d.dtype), &bytes))
         return -SQ_E_NOMEM;
     l->rows = sq_cpu_arena_alloc(a, bytes, &l->chunk);
     l->bytes = bytes;
@@ -46,7 +47,8 @@ static int alloc_all(struct sq_linear *l, struct sq_cpu_arena *a, const char *na
     return l->mul && l->bias && l->put && l->d.name ? 0 : -SQ_E_NOMEM;
 }
 
-int sq_cpu_linear_new_in(struct sq_cpu_arena *a, const struct sq_linear_desc *d, struct sq_linear **ret, struct sq_err *err)
+int sq_cpu_linear_new_in(struct sq_cpu_arena *a, const struct sq_linear_desc *d,
+                         struct sq_linear **ret, struct sq_err *err)
 {
     const bool int8 = d->dtype == SQ_I8;
     SQ_ASSERT(d->n_out > 0 && d->n_in > 0);
@@ -54,7 +56,8 @@ int sq_cpu_linear_new_in(struct sq_cpu_arena *a, const struct sq_linear_desc *d,
     SQ_ASSERT(d->out != SQ_OUT_S8 || (int8 && !d->dynamic));
     const char *name = d->name ? d->name : "linear";
     if (int8 && d->n_in > SQ_K_MAX)
-        return sq_fail(err, SQ_E_LIMIT, "%s: %zu inputs, at most %d fit a 32-bit accumulator", name, d->n_in, SQ_K_MAX);
+        return sq_fail(err, SQ_E_LIMIT, "%s: %zu inputs, at most %d fit a 32-bit accumulator", name,
+                       d->n_in, SQ_K_MAX);
     if (d->n_out > SIZE_MAX / 64)
         return sq_fail(err, SQ_E_LIMIT, "%s: %zu outputs are too many", name, d->n_out);
     struct sq_linear *l = sq_new(struct sq_linear);
@@ -92,16 +95,19 @@ static void pack_row(struct sq_linear *l, size_t n, const int8_t *row)
     l->has_min |= min;
 }
 
-int sq_cpu_linear_put(struct sq_linear *l, size_t row0, size_t n_rows, const void *rows, struct sq_err *err)
+int sq_cpu_linear_put(struct sq_linear *l, size_t row0, size_t n_rows, const void *rows,
+                      struct sq_err *err)
 {
     const size_t n_out = l->d.n_out;
     if (!l->put)
         return sq_fail(err, SQ_E_STATE, "%s: rows put after finish", l->d.name);
     if (row0 > n_out || n_rows > n_out - row0)
-        return sq_fail(err, SQ_E_INVAL, "%s: %zu rows put from row %zu on, but it has %zu", l->d.name, n_rows, row0, n_out);
+        return sq_fail(err, SQ_E_INVAL, "%s: %zu rows put from row %zu on, but it has %zu",
+                       l->d.name, n_rows, row0, n_out);
     const uint8_t *twice = memchr(l->put + row0, 1, n_rows);
     if (twice)
-        return sq_fail(err, SQ_E_INVAL, "%s: row %zu put twice", l->d.name, (size_t)(twice - l->put));
+        return sq_fail(err, SQ_E_INVAL, "%s: row %zu put twice", l->d.name,
+                       (size_t)(twice - l->put));
     const size_t row_bytes = l->d.n_in * sq_dtype_bytes(l->d.dtype);
     if (l->d.dtype != SQ_I8)
         memcpy((uint8_t *)l->rows + row0 * row_bytes, rows, n_rows * row_bytes);
@@ -119,7 +125,8 @@ int sq_cpu_linear_finish(struct sq_linear *l, const struct sq_epilogue *e, struc
     if (!l->put)
         return sq_fail(err, SQ_E_STATE, "%s: finished twice", l->d.name);
     if (l->n_put != n_out)
-        return sq_fail(err, SQ_E_INVAL, "%s: finished with %zu of %zu rows", l->d.name, l->n_put, n_out);
+        return sq_fail(err, SQ_E_INVAL, "%s: finished with %zu of %zu rows", l->d.name, l->n_put,
+                       n_out);
     if (l->d.dtype == SQ_I8) {
         SQ_ASSERT(e && e->mul);
         memcpy(l->mul, e->mul, n_out * sizeof *l->mul);

@@ -22,7 +22,8 @@ void *sq_cpu_alloc(size_t bytes)
 }
 
 #define CHUNK_BYTES ((size_t)32 << 20)
-#define CHUNK_SHARE (CHUNK_BYTES / 4) /* what is larger gets memory of its own */
+#define CHUNK_SHARE (CHUNK_BYTES / 4)  /* what is larger gets memory of its own, */
+#define CHUNK_LEAST ((size_t)64 << 10) /* and what is too small to be worth a huge page, too */
 #define CHUNK_ALIGN 4096
 
 struct sq_cpu_chunk {
@@ -56,7 +57,7 @@ void sq_cpu_chunk_unref(struct sq_cpu_chunk *c)
 
 void *sq_cpu_arena_alloc(struct sq_cpu_arena *a, size_t bytes, struct sq_cpu_chunk **ret_chunk)
 {
-    if (!a || bytes > CHUNK_SHARE) {
+    if (!a || bytes > CHUNK_SHARE || bytes < CHUNK_LEAST) {
         *ret_chunk = NULL;
         return sq_cpu_alloc(bytes);
     }
@@ -87,7 +88,8 @@ static size_t s8_stride(size_t cols)
     return (sq_div_up(cols, SQ_CPU_ALIGN) | 1) * SQ_CPU_ALIGN;
 }
 
-int sq_cpu_buf_new(enum sq_buf_kind kind, size_t max_rows, size_t cols, struct sq_buf **ret, struct sq_err *err)
+int sq_cpu_buf_new(enum sq_buf_kind kind, size_t max_rows, size_t cols, struct sq_buf **ret,
+                   struct sq_err *err)
 {
     const bool f32 = kind == SQ_BUF_F32;
     size_t n = 0, bytes = SIZE_MAX, scale_bytes = 0;
@@ -99,8 +101,10 @@ int sq_cpu_buf_new(enum sq_buf_kind kind, size_t max_rows, size_t cols, struct s
     b->cols = cols;
     if (cols <= SIZE_MAX / 2) {
         b->stride = f32 ? cols : s8_stride(cols);
-        if (!sq_mul_size(max_rows, b->stride, &n) || !sq_mul_size(n, f32 ? sizeof(float) : 1, &bytes) ||
-            !sq_mul_size(max_rows, f32 ? 0 : sizeof(float), &scale_bytes) || bytes > SIZE_MAX - scale_bytes)
+        if (!sq_mul_size(max_rows, b->stride, &n) ||
+            !sq_mul_size(n, f32 ? sizeof(float) : 1, &bytes) ||
+            !sq_mul_size(max_rows, f32 ? 0 : sizeof(float), &scale_bytes) ||
+            bytes > SIZE_MAX - scale_bytes)
             bytes = SIZE_MAX;
     }
     if (bytes != SIZE_MAX && f32)
@@ -150,8 +154,10 @@ int sq_cpu_norm_new(const struct sq_norm_desc *d, struct sq_norm **ret, struct s
     n->kind = d->kind;
     n->dim = d->dim;
     n->eps = d->eps;
-    if (!copy_vec(&n->gamma, d->gamma, d->gamma, d->dim) || !copy_vec(&n->beta, d->beta, d->gamma, d->dim) ||
-        !copy_vec(&n->gamma_q, d->gamma_q, d->gamma_q, d->dim) || !copy_vec(&n->beta_q, d->beta_q, d->gamma_q, d->dim)) {
+    if (!copy_vec(&n->gamma, d->gamma, d->gamma, d->dim) ||
+        !copy_vec(&n->beta, d->beta, d->gamma, d->dim) ||
+        !copy_vec(&n->gamma_q, d->gamma_q, d->gamma_q, d->dim) ||
+        !copy_vec(&n->beta_q, d->beta_q, d->gamma_q, d->dim)) {
         sq_cpu_norm_free(n);
         return sq_fail(err, SQ_E_NOMEM, "out of memory for a norm of %zu", d->dim);
     }

@@ -31,14 +31,16 @@ static struct features detect(void)
     const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
     struct features f = {0};
     uint32_t a, b, c, d, a1 = 0, b1, c1, d1;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, f16c | fma | avx | osxsave) || (xcr0() & ymm_state) != ymm_state)
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, f16c | fma | avx | osxsave) ||
+        (xcr0() & ymm_state) != ymm_state)
         return f;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return f;
     f.avx2 = has(b, avx2);
     if (a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1))
         f.avx_vnni = f.avx2 && has(a1, avx_vnni);
-    f.avx512_vnni = f.avx2 && has(b, avx512_fdqbwvl) && has(c, avx512_vnni) && (xcr0() & zmm_state) == zmm_state;
+    f.avx512_vnni = f.avx2 && has(b, avx512_fdqbwvl) && has(c, avx512_vnni) &&
+                    (xcr0() & zmm_state) == zmm_state;
     return f;
 }
 #endif
@@ -46,8 +48,10 @@ static struct features detect(void)
 #if defined(__x86_64__)
 /* Every processor with AVX512-VNNI runs the 256-bit code, too, if need be in the encoding of AVX-512 (evexvnni). So what a
  * processor runs is always the end of one chain. */
-static const struct sq_cpu_ops *const vex_chain[] = {&sq_cpu_ops_avx512vnni, &sq_cpu_ops_avxvnni, &sq_cpu_ops_avx2, &sq_cpu_ops_ref, NULL};
-static const struct sq_cpu_ops *const evex_chain[] = {&sq_cpu_ops_avx512vnni, &sq_cpu_ops_evexvnni, &sq_cpu_ops_avx2, &sq_cpu_ops_ref, NULL};
+static const struct sq_cpu_ops *const vex_chain[] = {&sq_cpu_ops_avx512vnni, &sq_cpu_ops_avxvnni,
+                                                     &sq_cpu_ops_avx2, &sq_cpu_ops_ref, NULL};
+static const struct sq_cpu_ops *const evex_chain[] = {&sq_cpu_ops_avx512vnni, &sq_cpu_ops_evexvnni,
+                                                      &sq_cpu_ops_avx2, &sq_cpu_ops_ref, NULL};
 static const char *const name_chain[] = {"AVX512-VNNI", "AVX-VNNI", "AVX2", "ref", NULL};
 
 static int chain_start(struct features f)

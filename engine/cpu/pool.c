@@ -83,7 +83,8 @@ static uint32_t await(struct sq_pool *p, uint32_t seen)
 {
     uint64_t t0 = 0;
     uint32_t word;
-    for (int i = 1, yields = 0; (word = atomic_load_explicit(&p->word, memory_order_acquire)) == seen; i++) {
+    for (int i = 1, yields = 0;
+         (word = atomic_load_explicit(&p->word, memory_order_acquire)) == seen; i++) {
         cpu_pause();
         if (i % SPINS_PER_LOOK)
             continue;
@@ -119,7 +120,8 @@ static bool enter(struct sq_pool *p, uint32_t region)
     do {
         if (g >> 32 != region || g & GATE_CLOSED)
             return false;
-    } while (!atomic_compare_exchange_weak_explicit(&p->gate, &g, g + 1, memory_order_acquire, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&p->gate, &g, g + 1, memory_order_acquire,
+                                                    memory_order_relaxed));
     return true;
 }
 
@@ -157,7 +159,9 @@ void sq_pool_run(struct sq_pool *p, size_t n, size_t grain, sq_pool_fn *fn, void
     announce(p, word);
     work(p, 0);
 
-    const uint32_t entered = (uint32_t)(atomic_fetch_or_explicit(&p->gate, GATE_CLOSED, memory_order_relaxed) & (GATE_CLOSED - 1));
+    const uint32_t entered =
+        (uint32_t)(atomic_fetch_or_explicit(&p->gate, GATE_CLOSED, memory_order_relaxed) &
+                   (GATE_CLOSED - 1));
     for (int i = 0; atomic_load_explicit(&p->n_done, memory_order_acquire) != entered; i++) {
         cpu_pause();
         if (i >= OWNER_SPINS)

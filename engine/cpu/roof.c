@@ -15,15 +15,15 @@
 #define WINDOW_BYTES ((size_t)64 << 20)  /* of one reading */
 #define SLICE_BYTES ((size_t)1 << 20)    /* of one item */
 #define WEIGHT_BYTES ((size_t)192 << 20) /* of copies of one matrix */
-#define PIECES 4                         /* of a peak probe on each thread, handed out like those of an op */
+#define PIECES 4 /* of a peak probe on each thread, handed out like those of an op */
 #define PIECE_NS 250000.0
 #define WAKE_NS 100000.0    /* workers are at work after this */
 #define SAMPLE_NS 1500000.0 /* calls of one sample take at least this */
 #define N_SAMPLES 11
 #define N_SAMPLES_QUICK 5
-#define N_TRIES 6      /* for each sample, while somebody else runs on our processors */
+#define RETRY_NS 1.0e9   /* of a cell's time at most go into taking disturbed samples again */
 #define QUIET_SHARE 0.96 /* of the processors' time in a sample that we must have had ourselves */
-#define FEW_ROWS 4 /* up to here bandwidth is the roof */
+#define FEW_ROWS 4       /* up to here bandwidth is the roof */
 
 /* --- probes --- */
 
@@ -79,7 +79,8 @@ static double int8_peak(struct sq_roof_probe *p)
 {
     p->sum = 0;
     uint64_t t0 = sq_now_ns();
-    sq_pool_run(sq_cpu_pool(p->be), (size_t)sq_pool_n_threads(sq_cpu_pool(p->be)) * PIECES, 1, int8_piece, p);
+    sq_pool_run(sq_cpu_pool(p->be), (size_t)sq_pool_n_threads(sq_cpu_pool(p->be)) * PIECES, 1,
+                int8_piece, p);
     uint64_t t1 = sq_now_ns();
     return (double)p->sum / (double)(t1 - t0);
 }
@@ -123,7 +124,8 @@ int sq_roof_probe_new(struct sq_backend *be, struct sq_roof_probe **ret, struct 
         p->mem = sq_cpu_alloc(READ_BYTES);
     if (!p || !p->mem) {
         sq_free(p);
-        return sq_fail(err, SQ_E_NOMEM, "out of memory for the bandwidth probe (%zu bytes)", READ_BYTES);
+        return sq_fail(err, SQ_E_NOMEM, "out of memory for the bandwidth probe (%zu bytes)",
+                       READ_BYTES);
     }
     p->be = be;
     const size_t trial = 10000;
@@ -149,7 +151,8 @@ void sq_roof_probe_free(struct sq_roof_probe *p)
 struct shape {
     size_t k, n;
 };
-static const struct shape shapes[] = {{768, 768}, {768, 3072}, {3072, 768}, {2048, 8192}, {4096, 4096}};
+static const struct shape shapes[] = {
+    {768, 768}, {768, 3072}, {3072, 768}, {2048, 8192}, {4096, 4096}};
 static const struct shape quick_shapes[] = {{768, 3072}, {4096, 4096}};
 static const int row_counts[] = {1, 4, 16, 64, 512};
 #define MAX_ROWS 512
@@ -183,9 +186,17 @@ static void fill_codes(int8_t *codes, size_t n)
     }
 }
 
-static int weight_new(struct bench *b, const struct shape *s, const int8_t *row, const float *mul, struct sq_err *err)
+/* What a transformer does with such a shape: a wider result goes on as int8, another is added to the residual. */
+static enum sq_out out_of(const struct shape *s)
 {
-    const struct sq_linear_desc d = {.name = "roof", .n_out = s->n, .n_in = s->k, .dtype = SQ_I8, .out = SQ_OUT_F32};
+    return s->n > s->k ? SQ_OUT_S8 : SQ_OUT_ADD;
+}
+
+static int weight_new(struct bench *b, const struct shape *s, const int8_t *row, const float *mul,
+                      struct sq_err *err)
+{
+    const struct sq_linear_desc d = {
+        .name = "roof", .n_out = s->n, .n_in = s->k, .dtype = SQ_I8, .out = out_of(s)};
     const struct sq_epilogue e = {.mul = mul};
     const struct sq_backend_ops *ops = b->be->ops;
     struct sq_linear *l;
@@ -198,19 +209,25 @@ static int weight_new(struct bench *b, const struct shape *s, const int8_t *row,
     return rc ? rc : ops->linear_finish(b->be, l, &e, err);
 }
 
-static int bench_init(struct bench *b, struct sq_backend *be, struct sq_roof_probe *probe, const struct shape *s, int n_samples, struct sq_err *err)
+static int bench_init(struct bench *b, struct sq_backend *be, struct sq_roof_probe *probe,
+                      const struct shape *s, int n_samples, struct sq_err *err)
 {
     const size_t n = sq_div_up(WEIGHT_BYTES, s->k * s->n);
     SQ_AUTO_FREE int8_t *row = sq_malloc(s->k);
     SQ_AUTO_FREE float *mul = sq_new_array(float, s->n);
-    *b = (struct bench){.be = be, .probe = probe, .n_samples = n_samples, .weights = sq_new_array(struct sq_linear *, n)};
+    *b = (struct bench){.be = be,
+                        .probe = probe,
+                        .n_samples = n_samples,
+                        .weights = sq_new_array(struct sq_linear *, n)};
     if (!row || !mul || !b->weights)
         return sq_fail(err, SQ_E_NOMEM, "out of memory for a benchmark of %zu x %zu", s->k, s->n);
     fill_codes(row, s->k);
     for (size_t i = 0; i < s->n; i++)
         mul[i] = 1e-4f;
     int rc = be->ops->buf_new(be, SQ_BUF_S8, MAX_ROWS, s->k, &b->x, err);
-    rc = rc ? rc : be->ops->buf_new(be, SQ_BUF_F32, MAX_ROWS, s->n, &b->y, err);
+    rc = rc ? rc
+            : be->ops->buf_new(be, out_of(s) == SQ_OUT_S8 ? SQ_BUF_S8 : SQ_BUF_F32, MAX_ROWS, s->n,
+                               &b->y, err);
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = weight_new(b, s, row, mul, err);
     for (size_t m = 0; m < MAX_ROWS && rc == 0; m++)
@@ -269,14 +286,15 @@ static struct sample take_sample(struct bench *b, const struct sq_roof_cell *c, 
 static void measure(struct bench *b, struct sq_roof_cell *c)
 {
     double ns[N_SAMPLES], rate[N_SAMPLES], probe[N_SAMPLES], share[N_SAMPLES];
-    const double work = c->by_bandwidth ? (double)c->k * (double)c->n : 2.0 * c->m * (double)c->k * (double)c->n;
+    const double work =
+        c->by_bandwidth ? (double)c->k * (double)c->n : 2.0 * c->m * (double)c->k * (double)c->n;
     const int n = b->n_samples;
-    int tries = n * N_TRIES;
     step_open(b->be);
     const size_t n_calls = (size_t)(SAMPLE_NS / run_calls(b, c->m, 1)) + 1;
+    const uint64_t t0 = sq_now_ns();
     for (int i = 0; i < n; i++) {
         struct sample s = take_sample(b, c, n_calls);
-        while (!s.quiet && --tries > n - i)
+        while (!s.quiet && (double)(sq_now_ns() - t0) < RETRY_NS)
             s = take_sample(b, c, n_calls);
         c->n_quiet += s.quiet;
         ns[i] = s.ns;
@@ -295,13 +313,18 @@ static void measure(struct bench *b, struct sq_roof_cell *c)
 }
 
 /* All row counts of one shape. */
-static int run_shape(struct sq_backend *be, struct sq_roof_probe *probe, int threads, const struct shape *s, bool quick, sq_roof_fn *fn, void *arg,
+static int run_shape(struct sq_backend *be, struct sq_roof_probe *probe, int threads,
+                     const struct shape *s, bool quick, sq_roof_fn *fn, void *arg,
                      struct sq_err *err)
 {
     struct bench b;
     int rc = bench_init(&b, be, probe, s, quick ? N_SAMPLES_QUICK : N_SAMPLES, err);
     for (size_t i = 0; i < SQ_ARRAY_LEN(row_counts) && rc == 0; i++) {
-        struct sq_roof_cell c = {.threads = threads, .m = row_counts[i], .k = s->k, .n = s->n, .by_bandwidth = row_counts[i] <= FEW_ROWS};
+        struct sq_roof_cell c = {.threads = threads,
+                                 .m = row_counts[i],
+                                 .k = s->k,
+                                 .n = s->n,
+                                 .by_bandwidth = row_counts[i] <= FEW_ROWS};
         measure(&b, &c);
         fn(arg, &c);
     }
@@ -309,7 +332,8 @@ static int run_shape(struct sq_backend *be, struct sq_roof_probe *probe, int thr
     return rc;
 }
 
-static int run_threads(const struct sq_roof_options *o, int threads, sq_roof_fn *fn, void *arg, struct sq_err *err)
+static int run_threads(const struct sq_roof_options *o, int threads, sq_roof_fn *fn, void *arg,
+                       struct sq_err *err)
 {
     const struct sq_cpu_options cpu = {.n_threads = threads, .variant = o->variant};
     const struct shape *s = o->quick ? quick_shapes : shapes;

@@ -8,8 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "engine/base/err.h"
 #include "engine/backend.h"
+#include "engine/base/err.h"
 
 #define SQ_ROOF_THREADS_MAX 8 /* entries of the list */
 
@@ -19,15 +19,17 @@ struct sq_roof_options {
     bool quick;                       /* two shapes, fewer samples: some 3 seconds */
 };
 
-/* One kernel: y[m, n] = x[m, k] * w[n, k]. */
+/* One kernel: y[m, n] from x[m, k] and w[n, k]; int8 out where n > k, else added to an f32 residual. */
 struct sq_roof_cell {
     int threads, m;
     size_t k, n;
-    bool by_bandwidth;                  /* the share is of read bandwidth, else of the INT8 peak */
-    double us;                          /* median time of one call */
-    double rate, probe;                 /* medians: GB/s of weights and of the probe, or GOP/s of both */
-    double share, share_min, share_max; /* of the paired samples: median and extremes; 0 where the variant has no probe */
-    int n_samples, n_quiet;             /* and in how many of them nobody else ran on our processors; others are taken again, within limits */
+    bool by_bandwidth;  /* the share is of read bandwidth, else of the INT8 peak */
+    double us;          /* median time of one call */
+    double rate, probe; /* medians: GB/s of weights and of the probe, or GOP/s of both */
+    double share, share_min,
+        share_max; /* of the paired samples: median and extremes; 0 where the variant has no probe */
+    int n_samples,
+        n_quiet; /* and in how many of them nobody else ran on our processors; others are taken again, within limits */
 };
 
 /* Called after each cell, in order; `arg` is the caller's. */
@@ -35,11 +37,13 @@ typedef void sq_roof_fn(void *arg, const struct sq_roof_cell *cell);
 
 /* Runs everything, in at most two minutes on two cores, with about 0.6 GB of memory.
  * Errors: -SQ_E_NOTSUP (variant), -SQ_E_INVAL (threads), -SQ_E_NOMEM. */
-int sq_roof_run(const struct sq_roof_options *o, sq_roof_fn *fn, void *arg, struct sq_err *err) SQ_CHECKED;
+int sq_roof_run(const struct sq_roof_options *o, sq_roof_fn *fn, void *arg,
+                struct sq_err *err) SQ_CHECKED;
 
 /* Probes for shares of whole steps. They use the threads of a CPU backend, between its steps. */
 struct sq_roof_probe;
-int sq_roof_probe_new(struct sq_backend *be, struct sq_roof_probe **ret, struct sq_err *err) SQ_CHECKED; /* touches 256 MiB */
+int sq_roof_probe_new(struct sq_backend *be, struct sq_roof_probe **ret,
+                      struct sq_err *err) SQ_CHECKED; /* touches 256 MiB */
 void sq_roof_probe_free(struct sq_roof_probe *p);
 double sq_roof_int8_peak(struct sq_roof_probe *p); /* GOP/s now, in about 1 ms; 0 for ref */
 double sq_roof_read_bw(struct sq_roof_probe *p);   /* GB/s now, in about 2 ms */

@@ -18,16 +18,6 @@
 #include "engine/base/check.h"
 #include "engine/cpu/cpu.h"
 
-#define V_INLINE static inline __attribute__((always_inline))
-
-#ifdef __clang__
-#define V_UNROLL _Pragma("clang loop unroll(full)")
-#define V_NO_UNROLL _Pragma("clang loop unroll(disable)")
-#else
-#define V_UNROLL _Pragma("GCC unroll 16")
-#define V_NO_UNROLL _Pragma("GCC unroll 1")
-#endif
-
 /* Widths of the instruction sets by the name that meson gives them. */
 #define V_BITS_ref 0
 #define V_BITS_avx2 256
@@ -35,6 +25,26 @@
 #define V_BITS_evexvnni 256
 #define V_BITS_avx512vnni 512
 #define V_BITS SQ_CPU_CAT_(V_BITS, SQ_CPU_ISA)
+
+/* Kernels are unrolled into their register tiles: not in plain C, which has none, nor under sanitizers, which take minutes to
+ * compile them, instrumented as they are. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define V_INLINE static __attribute__((noinline, unused))
+#define V_UNROLL
+#define V_NO_UNROLL
+#elif V_BITS == 0
+#define V_INLINE static inline
+#define V_UNROLL
+#define V_NO_UNROLL
+#elif defined(__clang__)
+#define V_INLINE static inline __attribute__((always_inline))
+#define V_UNROLL _Pragma("clang loop unroll(full)")
+#define V_NO_UNROLL _Pragma("clang loop unroll(disable)")
+#else
+#define V_INLINE static inline __attribute__((always_inline))
+#define V_UNROLL _Pragma("GCC unroll 16")
+#define V_NO_UNROLL _Pragma("GCC unroll 1")
+#endif
 
 #if V_BITS == 512
 #include "engine/cpu/vec_512.h"

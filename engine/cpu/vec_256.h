@@ -149,8 +149,8 @@ V_INLINE v16 v_sel_nan(v16 x, v16 no)
 
 V_INLINE bool v_any_nan(v16 x)
 {
-    __m256 m = _mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q),
-                            _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q));
+    __m256 m =
+        _mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q));
     return _mm256_movemask_ps(m) != 0;
 }
 

@@ -79,7 +79,7 @@ int sq_gen_config_parse(const json_t *o, const char *file, const char *rule, str
         r = get_float(o, &w, "repetition_penalty", 1e-3, 100, &c->gen.repetition_penalty);
     if (r)
         return r;
-    r = sq_json_int(o, &w, "top_k", 0, INT32_MAX, &top_k);
+    r = sq_json_int(o, &w, "top_k", -1, INT32_MAX, &top_k);
     if (r == 0)
         c->gen.top_k = (int)top_k;
     if (r < 0)

@@ -4,7 +4,7 @@
 #include "engine/base/mem.h"
 #include "engine/model/quant_config.h"
 
-#define MAX_IGNORE 1024
+#define MAX_IGNORE 256
 
 /* Literal names, and of regular expressions those that are a plain text at the beginning, at the end, or anywhere. */
 struct pattern {

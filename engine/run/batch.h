@@ -16,5 +16,6 @@ int sq_batch_init(struct sq_batch_space *s, int max_rows, int max_seqs,
                   struct sq_err *err) SQ_CHECKED;
 void sq_batch_done(struct sq_batch_space *s); /* fine on a zeroed one */
 
-/* plan has at least one row and at most the maxima (asserted). The jobs must not change until the step is over. */
+/* plan has at least one row and at most the maxima (asserted). The jobs must not change until the
+ * step is over. */
 void sq_batch_build(struct sq_batch_space *s, const struct sq_plan *plan);

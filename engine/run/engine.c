@@ -1,4 +1,5 @@
-/* The engine seam: open to close, and the calls that other threads make. What the engine thread does is in step.c. */
+/* The engine seam: open to close, and the calls that other threads make. What the engine thread
+ * does is in step.c. */
 #include <limits.h>
 
 #include "engine/base/check.h"
@@ -8,7 +9,7 @@
 #include "engine/quant.h"
 #include "engine/run/engine_int.h"
 
-/* --- open and close ------------------------------------------------------------------------------ */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static int check_options(struct sq_engine *e, struct sq_err *err)
 {
@@ -27,7 +28,8 @@ static int check_options(struct sq_engine *e, struct sq_err *err)
     return 0;
 }
 
-/* Decides the size of the KV cache. It must hold one sequence of max_context, else a request could wait for ever. */
+/* Decides the size of the KV cache. It must hold one sequence of max_context, else a request could
+ * wait for ever. */
 static int size_kv(struct sq_engine *e, struct sq_err *err)
 {
     struct sq_engine_options *o = &e->o;
@@ -79,7 +81,8 @@ static int make_parts(struct sq_engine *e, struct sq_err *err)
     return 0;
 }
 
-/* A small step of the real model, so that the first request meets pages that are there and threads that have run. */
+/* A small step of the real model, so that the first request meets pages that are there and threads
+ * that have run. */
 static int warm_up(struct sq_engine *e, struct sq_err *err)
 {
     int n = SQ_MIN(SQ_MIN(e->o.max_step_tokens, 4), e->o.max_context);
@@ -174,7 +177,7 @@ struct sq_engine *sq_engine_close(struct sq_engine *e)
     return free_parts(e);
 }
 
-/* --- submit -------------------------------------------------------------------------------------- */
+/* --- submit ----------------------------------------------------------------------------------- */
 
 static int check_request(const struct sq_engine *e, const struct sq_request *r, struct sq_err *err)
 {
@@ -191,8 +194,8 @@ static int check_request(const struct sq_engine *e, const struct sq_request *r, 
     return 0;
 }
 
-/* Room in the queue? What could start at once does not count against it. One request that alone has more tokens than the queue may
- * hold is taken by an empty queue, or it could never run. */
+/* Room in the queue? What could start at once does not count against it. One request that alone has
+ * more tokens than the queue may hold is taken by an empty queue, or it could never run. */
 static int decide(struct sq_engine *e, int n, int64_t n_tokens)
 {
     if (atomic_load(&e->fault))
@@ -278,9 +281,10 @@ int sq_engine_submit(struct sq_engine *e, const struct sq_request *reqs, int n, 
     return rc;
 }
 
-/* --- the other calls ------------------------------------------------------------------------------ */
+/* --- the other calls -------------------------------------------------------------------------- */
 
-/* With the lock held. At most one message about a job is under way; it carries all that was said since the last. */
+/* With the lock held. At most one message about a job is under way; it carries all that was said
+ * since the last. */
 static void tell(struct sq_engine *e, struct sq_job *j)
 {
     if (!atomic_exchange(&j->inbox.changed_sent, true) &&

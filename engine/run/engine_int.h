@@ -1,4 +1,5 @@
-/* The engine's own parts, shared by engine.c (open to close, and the calls of other threads) and step.c (the engine thread). */
+/* The engine's own parts, shared by engine.c (open to close, and the calls of other threads) and
+ * step.c (the engine thread). */
 #pragma once
 
 #include <pthread.h>
@@ -29,7 +30,8 @@ struct sq_engine {
     struct sq_mbox inbox;  /* of struct sq_job_msg: new jobs, and jobs with news */
     struct sq_mbox outbox; /* of struct sq_event */
     _Atomic bool stop, draining, fault;
-    /* What others may read at any time. Submit adds to the waiting ones, the engine thread corrects them by difference. */
+    /* What others may read at any time. Submit adds to the waiting ones, the engine thread corrects
+     * them by difference. */
     _Atomic int n_waiting, n_running, kv_used;
     _Atomic int64_t waiting_tokens;
     _Atomic uint64_t n_steps, last_step_ns;
@@ -55,5 +57,6 @@ struct sq_engine {
 
 /* The thread's body; arg is the engine. It returns once `stop` is set. */
 void *sq_engine_main(void *arg);
-/* Takes what is in the mailbox and ends every job with this finish; the events are queued, not announced. After the thread. */
+/* Takes what is in the mailbox and ends every job with this finish; the events are queued, not
+ * announced. After the thread. */
 void sq_engine_end_all(struct sq_engine *e, enum sq_finish finish);

@@ -1,18 +1,26 @@
-/* One decoder block, as the paper's figure 6 draws it (int8 tensors marked _q; W8A8 static, pre-norm):
+/* One decoder block, as the paper's figure 6 draws it (int8 tensors marked _q; W8A8 static,
+ * pre-norm):
  *
- *   h_q = norm1(x)          qkv_q = Wqkv h_q          cache <- k_q, v_q          a_q = attend(q_q, cache)          x += Wo a_q
- *   h_q = norm2(x)          f_q = relu(Wup h_q)                                                                    x += Wdown f_q
+ *   h_q   = norm1(x)
+ *   qkv_q = Wqkv h_q
+ *   cache <- k_q, v_q;  a_q = attend(q_q, cache)
+ *   x    += Wo a_q
+ *   h_q   = norm2(x)
+ *   f_q   = relu(Wup h_q)
+ *   x    += Wdown f_q
  *
- * Only x, the residual, is f32. The other schemes differ in how a linear gets its input (see `input`): float linears take the f32 tensor
- * itself, dynamic ones the same tensor quantised row by row. Post-norm models (OPT-350m) have norm1 after the first addition and norm2
- * after the second; both replace x. */
+ * Only x, the residual, is f32. The other schemes differ in how a linear gets its input (see
+ * `input`): float linears take the f32 tensor itself, dynamic ones the same tensor quantised row by
+ * row. Post-norm models (OPT-350m) have norm1 after the first addition and norm2 after the second;
+ * both replace x. */
 #include "engine/run/forward.h"
 
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 #include "engine/quant.h"
 
-/* Activations of one step. T = max_rows, R = max_out; NULL where the model has no use for the buffer. */
+/* Activations of one step. T = max_rows, R = max_out; NULL where the model has no use for the
+ * buffer. */
 struct acts {
     struct sq_buf *e;       /* [T, embed_dim]: embedding before project_in */
     struct sq_buf *x;       /* [T, hidden]: the residual */
@@ -32,11 +40,11 @@ struct sq_runner {
     struct sq_runner_options o;
     struct acts act;
     struct sq_kv *kv;
-    int32_t *
-        pos_ids; /* [max_rows]: rows of the position table, where project_in keeps the two tables apart */
+    int32_t *pos_ids; /* [max_rows] positions as rows of their table, for project_in */
 };
 
-/* The state of one pass. After the first error every further call is skipped, so that the block reads as a list. */
+/* The state of one pass. After the first error every further call is skipped, so that the block
+ * reads as a list. */
 struct pass {
     const struct sq_runner *r;
     const struct sq_model *m;
@@ -192,7 +200,7 @@ static void linear(struct pass *p, struct sq_linear *l, struct sq_buf *x, int n_
         p->rc = p->ops->linear(p->be, l, x, n_rows, y);
 }
 
-/* What a linear with this input step reads, given the f32 tensor: the tensor itself, or its codes. */
+/* What a linear with this input step reads, given the f32 tensor: that tensor, or its codes. */
 static struct sq_buf *input(struct pass *p, struct sq_buf *x, struct sq_buf *x_q, float step)
 {
     if (p->m->scheme == SQ_SCHEME_FLOAT)
@@ -213,7 +221,8 @@ static struct sq_buf *pre_normed(struct pass *p, struct sq_norm *n)
     return input(p, a->h, a->h_q, 0.0f);
 }
 
-/* x = norm(x), and the input of the linear that follows. The very last norm has no such linear (last = true). */
+/* x = norm(x), and the input of the linear that follows. The very last norm has no such linear
+ * (last = true). */
 static struct sq_buf *post_normed(struct pass *p, struct sq_norm *n, bool last)
 {
     const struct acts *a = &p->r->act;
@@ -249,7 +258,7 @@ static void see(struct pass *p, int layer, enum sq_site site, struct sq_buf *x, 
     }
 }
 
-/* One block. h is the input of qkv (post-norm: left by the block before); returns that of the next. */
+/* One block. h is the input of qkv (post-norm: left by the block before); returns the next h. */
 static struct sq_buf *block(struct pass *p, int i, struct sq_buf *h)
 {
     const struct sq_config *c = &p->m->config;
@@ -283,8 +292,8 @@ static struct sq_buf *block(struct pass *p, int i, struct sq_buf *h)
     return c->pre_norm ? NULL : post_normed(p, l->norm2, i + 1 == c->n_layers);
 }
 
-/* x = token embedding + position embedding. With project_in the token's part is narrower than x, so that x starts as the position's
- * part and the projection adds to it. */
+/* x = token embedding + position embedding. With project_in the token's part is narrower than x, so
+ * that x starts as the position's part and the projection adds to it. */
 static void embeddings(struct pass *p)
 {
     const struct sq_model *m = p->m;

@@ -1,12 +1,13 @@
-/* The decoder, written once for all families: a list of backend calls. A runner owns the activation buffers and the KV cache of one model.
- * One thread at a time. No allocation after new. */
+/* The decoder, written once for all families: a list of backend calls. A runner owns the activation
+ * buffers and the KV cache of one model. One thread at a time. No allocation after new. */
 #pragma once
 
 #include "engine/backend.h"
 #include "engine/base/err.h"
 #include "engine/model/model.h"
 
-/* Where calibration looks (float models only). Inputs are per channel, outputs of the fused projection too. */
+/* Where calibration looks (float models only). Inputs are per channel, outputs of the fused
+ * projection too. */
 enum sq_site {
     SQ_SITE_QKV_IN,  /* [hidden] */
     SQ_SITE_O_IN,    /* [n_heads * D] */
@@ -17,10 +18,12 @@ enum sq_site {
 };
 
 struct sq_observer {
-    float **
-        absmax; /* [n_layers * SQ_N_SITES] arrays of the sizes above, index layer * SQ_N_SITES + site; grown in place */
-    bool
-        skip_first; /* leave the row at position 0 out: the first token's massive activations would set every step */
+    /* [n_layers * SQ_N_SITES] arrays of the sizes above, index layer * SQ_N_SITES + site; they grow
+     * in place */
+    float **absmax;
+    /* leave the row at position 0 out: the first token's massive activations would set every
+     * step */
+    bool skip_first;
 };
 
 struct sq_runner;

@@ -1,8 +1,11 @@
-/* One sequence: its tokens, where they stand in the cache, and what it was promised. Made by submit (any thread), then owned by the engine
- * thread; only struct sq_job_inbox is shared.
+/* One sequence: its tokens, where they stand in the cache, and what it was promised. Made by submit
+ * (any thread), then owned by the engine thread; only struct sq_job_inbox is shared.
  *
- *   WAITING --admitted--> RUNNING --removed--> DONE      RUNNING without credit is parked: it keeps its blocks and is not planned.
- *      ^------preempted------'                           Preempted: blocks are given back, tokens stay, the cache is recomputed later. */
+ *   NEW --> WAITING --admitted--> RUNNING --removed--> DONE
+ *              ^------preempted------'
+ *
+ * RUNNING without credit is parked: it keeps its blocks and is not planned. Preempted: the blocks
+ * are given back, the tokens stay, and the cache is computed again later. */
 #pragma once
 
 #include <stdatomic.h>
@@ -14,7 +17,8 @@
 
 enum sq_job_state { SQ_JOB_NEW, SQ_JOB_WAITING, SQ_JOB_RUNNING, SQ_JOB_DONE };
 
-/* A job's two messages to the engine thread, preallocated so that neither can fail: it is there; something about it changed. */
+/* A job's two messages to the engine thread, preallocated so that neither can fail: it is there;
+ * something about it changed. */
 struct sq_job_msg {
     struct sq_node node; /* first */
     struct sq_job *job;

@@ -1,5 +1,6 @@
 /* The KV cache's blocks: who holds which. Bookkeeping only; the cells themselves are the backend's.
- * A block is reference-counted, so that sequences may share a prefix. One owner, one thread. Blocks freed last are handed out first. */
+ * A block is reference-counted, so that sequences may share a prefix. One owner, one thread. Blocks
+ * freed last are handed out first. */
 #pragma once
 
 #include <stdint.h>

@@ -56,7 +56,7 @@ struct sq_sampler *sq_sampler_free(struct sq_sampler *s)
     return NULL;
 }
 
-/* --- what the settings ask for ------------------------------------------------------------------ */
+/* --- what the settings ask for ---------------------------------------------------------------- */
 
 static bool is_greedy(const struct sq_sampling *p)
 {
@@ -102,12 +102,13 @@ static uint64_t scramble(uint64_t z)
 
 double sq_sample_uniform(uint64_t seed, uint64_t i)
 {
-    /* the seed is scrambled first, so that neighbouring seeds are not shifted copies of one stream */
+    /* the seed is scrambled first, so that neighbouring seeds are not shifted copies of one stream
+     */
     uint64_t z = scramble(scramble(seed + 0x9e3779b97f4a7c15u) + (i + 1) * 0x9e3779b97f4a7c15u);
     return (double)(z >> 11) * 0x1p-53;
 }
 
-/* --- steps 1 to 3 -------------------------------------------------------------------------------- */
+/* --- steps 1 to 3 ----------------------------------------------------------------------------- */
 
 static bool all_finite(const float *l, size_t n)
 {
@@ -177,7 +178,7 @@ static int32_t first_max(const float *l, int n)
     return best;
 }
 
-/* --- steps 4 to 8 -------------------------------------------------------------------------------- */
+/* --- steps 4 to 8 ----------------------------------------------------------------------------- */
 
 /* exp(x) for -87 <= x <= 0 in plain multiplications and additions: the same bits on every machine,
  * which neither libm's expf nor a fused multiply-add would give. Cody-Waite reduction, Taylor to
@@ -277,8 +278,8 @@ static void make_heap(const struct sq_sampler *s, int32_t *heap, int n, bool bes
         sift(s, heap, n, i, best_first);
 }
 
-/* The k best of nonzero weight into s->best, best first; returns how many. One pass over a heap whose
- * root is the worst that is kept. */
+/* The k best of nonzero weight into s->best, best first; returns how many. One pass over a heap
+ * whose root is the worst that is kept. */
 static int select_top_k(struct sq_sampler *s, int k)
 {
     int n = 0;
@@ -314,9 +315,10 @@ static unsigned bucket_of(float w)
     return bits >> BUCKET_SHIFT;
 }
 
-/* Sets the weights of all tokens to 0 that are not in the shortest run of the best that reaches need.
- * Nothing is sorted but the few whose weight is about that of the last one: weights are summed in
- * buckets of 1/128 octave, and only the bucket in which need is reached is taken from a heap. */
+/* Sets the weights of all tokens to 0 that are not in the shortest run of the best that reaches
+ * need. Nothing is sorted but the few whose weight is about that of the last one: weights are
+ * summed in buckets of 1/128 octave, and only the bucket in which need is reached is taken from a
+ * heap. */
 static void cut_top_p(struct sq_sampler *s, double need)
 {
     double got = 0.0;

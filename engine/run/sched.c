@@ -119,7 +119,8 @@ static bool is_reserved(const struct sq_job *j)
     return j->n_preempted >= SQ_PREEMPT_MAX;
 }
 
-/* The youngest running job that may be preempted: behind `after` (NULL: anywhere), or parked ones only. NULL = none. */
+/* The youngest running job that may be preempted: behind `after` (NULL: anywhere), or parked ones
+ * only. NULL = none. */
 static struct sq_job *victim(struct sq_sched *s, const struct sq_job *after, bool parked_only)
 {
     for (struct sq_list *l = s->running.prev; l != &s->running; l = l->prev) {
@@ -168,7 +169,8 @@ static void plan_rows(struct sq_sched *s, struct sq_job *j)
     p->n_out += n == left;
 }
 
-/* Sequences that need one row. Those behind the current one may be preempted while the list is walked, so `next` is read late. */
+/* Sequences that need one row. Those behind the current one may be preempted while the list is
+ * walked, so `next` is read late. */
 static void plan_decodes(struct sq_sched *s)
 {
     bool is_oldest = true;
@@ -207,8 +209,9 @@ static struct census count_running(struct sq_sched *s)
     return c;
 }
 
-/* Are the blocks free that j needs to start, beside one for each sequence that grows? Without that margin, the sequence admitted into the
- * last blocks would be preempted at once. If nothing else can run, parked sequences make room. */
+/* Are the blocks free that j needs to start, beside one for each sequence that grows? Without that
+ * margin, the sequence admitted into the last blocks would be preempted at once. If nothing else
+ * can run, parked sequences make room. */
 static bool make_room(struct sq_sched *s, const struct sq_job *j, struct census *c)
 {
     int want = is_reserved(j) ? j->max_blocks : sq_job_blocks_for(j->n_ids);
@@ -235,7 +238,8 @@ static void start(struct sq_sched *s, struct sq_job *j, uint64_t now_ns)
         j->t_admitted_ns = now_ns;
 }
 
-/* In order of arrival; the first that does not fit holds up those behind it, so that a large request is not starved by small ones. */
+/* In order of arrival; the first that does not fit holds up those behind it, so that a large
+ * request is not starved by small ones. */
 static void admit(struct sq_sched *s, uint64_t now_ns)
 {
     struct census c = count_running(s);
@@ -262,7 +266,8 @@ const struct sq_plan *sq_sched_plan(struct sq_sched *s, uint64_t now_ns)
     s->plan.n_seqs = s->plan.n_rows = s->plan.n_out = 0;
     plan_decodes(s);
     plan_prompts(s);
-    /* who has just been preempted must not come back in the same step: its blocks are wanted elsewhere */
+    /* who has just been preempted must not come back in the same step: its blocks are wanted
+     * elsewhere */
     if (s->n_preemptions == n_before)
         admit(s, now_ns);
     return &s->plan;

@@ -1,16 +1,20 @@
 /* What runs in the next step. Pure: no clock, no thread, no device; one owner.
  *
- * Continuous batching: every running sequence that needs one row gets it, then chunks of prompts fill the step up to max_step_tokens, then
- * waiting sequences are admitted in order of arrival. Admission takes the blocks of all tokens known so far, so that only decoding grows.
+ * Continuous batching: every running sequence that needs one row gets it, then chunks of prompts
+ * fill the step up to max_step_tokens, then waiting sequences are admitted in order of arrival.
+ * Admission takes the blocks of all tokens known so far, so that only decoding grows.
  *
- * Why it always goes on. Older means earlier arrival. A sequence that needs a block while none is free takes those of the youngest running
- * sequence behind it, which goes back to waiting. So the oldest runnable sequence is never preempted; it may preempt everything else but
- * the reserved, and its worst case fits the pool (the engine refuses other requests). A sequence preempted SQ_PREEMPT_MAX times comes back
- * only when its worst case is free, and holds it: reserved, it is no victim any more and needs nothing to finish. So preemptions are bounded,
- * and a step is empty only if every sequence that holds blocks waits for its client's credit.
+ * Why it always goes on. Older means earlier arrival. A sequence that needs a block while none is
+ * free takes those of the youngest running sequence behind it, which goes back to waiting. So the
+ * oldest runnable sequence is never preempted; it may preempt everything else but the reserved, and
+ * its worst case fits the pool (the engine refuses other requests). A sequence preempted
+ * SQ_PREEMPT_MAX times comes back only when its worst case is free, and holds it: reserved, it is
+ * no victim any more and needs nothing to finish. So preemptions are bounded, and a step is empty
+ * only if every sequence that holds blocks waits for its client's credit.
  *
- * Parked sequences (no credit) keep their blocks, but count neither as running at once nor as older: for the oldest runnable sequence, or for
- * an admission when nothing else can run, they are preempted, too. */
+ * Parked sequences (no credit) keep their blocks, but count neither as running at once nor as
+ * older: for the oldest runnable sequence, or for an admission when nothing else can run, they are
+ * preempted, too. */
 #pragma once
 
 #include <stdint.h>
@@ -18,7 +22,7 @@
 #include "engine/run/job.h"
 #include "engine/run/kvpool.h"
 
-#define SQ_PREEMPT_MAX 3
+#define SQ_PREEMPT_MAX 3 /* preemptions of one sequence at most */
 
 struct sq_sched_options {
     int max_sequences;   /* per step */
@@ -46,10 +50,12 @@ struct sq_sched *sq_sched_free(struct sq_sched *s);    /* asserts that no job is
 /* The job's worst case fits the pool (asserted). Jobs are borrowed until removed. */
 void sq_sched_add(struct sq_sched *s, struct sq_job *j);
 void sq_sched_credit(struct sq_sched *s, struct sq_job *j, int n_tokens); /* saturates */
-/* Finished, cancelled or failed: forgets it at once and gives its blocks back. Never between plan and ran. */
+/* Finished, cancelled or failed: forgets it at once and gives its blocks back. Never between plan
+ * and ran. */
 void sq_sched_remove(struct sq_sched *s, struct sq_job *j);
 
-/* The next step; n_seqs == 0: nothing can run until something is added or credited. Valid until the next call. */
+/* The next step; n_seqs == 0: nothing can run until something is added or credited. Valid until the
+ * next call. */
 const struct sq_plan *sq_sched_plan(struct sq_sched *s, uint64_t now_ns);
 /* The planned rows are in the cache now. Sampled tokens are appended after this. */
 void sq_sched_ran(struct sq_sched *s);

@@ -1,4 +1,5 @@
-/* The engine thread: inbox -> plan -> forward -> sample -> events, once per step, and asleep while there is nothing to run. */
+/* The engine thread: inbox -> plan -> forward -> sample -> events, once per step, and asleep while
+ * there is nothing to run. */
 #include <time.h>
 
 #include "engine/base/check.h"
@@ -13,7 +14,7 @@
 /* tokens_per_s looks back over about this many steps. */
 #define RATE_DECAY 0.95
 
-/* --- the end of a job --------------------------------------------------------------------------- */
+/* --- the end of a job ------------------------------------------------------------------------- */
 
 static void chain_add(struct sq_chain *c, struct sq_event *ev)
 {
@@ -46,7 +47,8 @@ static void fill(struct sq_event *ev, const struct sq_job *j, int32_t token, enu
                             .t_admitted_ns = j->t_admitted_ns};
 }
 
-/* Nobody can find the job any more after this. If a message about it is still in the mailbox, whoever takes that message frees it. */
+/* Nobody can find the job any more after this. If a message about it is still in the mailbox,
+ * whoever takes that message frees it. */
 static void drop(struct sq_engine *e, struct sq_job *j)
 {
     pthread_mutex_lock(&e->lock);
@@ -78,7 +80,7 @@ static void finish_every_job(struct sq_engine *e, enum sq_finish finish)
         finish_job(e, j, -1, finish, now_ns);
 }
 
-/* --- what others said --------------------------------------------------------------------------- */
+/* --- what others said ------------------------------------------------------------------------- */
 
 static void take_new(struct sq_engine *e, struct sq_job *j)
 {
@@ -116,7 +118,7 @@ static void take_inbox(struct sq_engine *e, struct sq_node *n)
     }
 }
 
-/* --- one step ------------------------------------------------------------------------------------ */
+/* --- one step --------------------------------------------------------------------------------- */
 
 static struct sq_sample_in sample_in(const struct sq_engine *e, const struct sq_job *j)
 {
@@ -129,8 +131,8 @@ static struct sq_sample_in sample_in(const struct sq_engine *e, const struct sq_
                                  .n_eos = c->n_eos};
 }
 
-/* Fills e->tokens, one per output row, -1 where the logits were not finite. Logits come to the host only if a row needs more than their
- * first maximum. */
+/* Fills e->tokens, one per output row, -1 where the logits were not finite. Logits come to the host
+ * only if a row needs more than their first maximum. */
 static int sample_rows(struct sq_engine *e, const struct sq_plan *plan, struct sq_err *err)
 {
     int n_argmax = 0, row = 0;
@@ -186,7 +188,7 @@ static void deliver(struct sq_engine *e, struct sq_job *j, int32_t token, uint64
     chain_add(&e->done, ev);
 }
 
-/* Prompt rows of this step that had never been computed before, and which kinds of rows there were. */
+/* Prompt rows of this step that were never computed before, and the kinds of rows there were. */
 static void count_rows(const struct sq_plan *plan)
 {
     bool prefill = false, decode = false;
@@ -278,7 +280,8 @@ static bool run_step(struct sq_engine *e)
     sq_sched_ran(e->sched);
     count_rows(plan);
     count_time(e, plan->n_rows, t0_ns, t1_ns);
-    /* a finished job takes itself out of the scheduler, which leaves the plan's other entries alone */
+    /* a finished job takes itself out of the scheduler, which leaves the plan's other entries alone
+     */
     for (int i = 0, row = 0; i < plan->n_seqs; i++)
         if (plan->seqs[i].out)
             deliver(e, plan->seqs[i].job, e->tokens[row++], t1_ns);

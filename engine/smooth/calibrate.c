@@ -8,7 +8,8 @@
 #include "engine/quant.h"
 #include "engine/smooth/sites.h"
 
-#define CHUNK 128 /* rows per step: large enough for full speed, small enough that logits of a large vocabulary fit */
+/* Rows per step: enough for full speed, few enough that logits of a large vocabulary fit. */
+#define CHUNK 128
 
 int sq_player_init(struct sq_player *p, struct sq_model *m, int max_tokens, struct sq_err *err)
 {
@@ -49,8 +50,12 @@ int sq_player_run(struct sq_player *p, const int32_t *ids, int n, const struct s
     for (int at = 0; at < n; at += p->chunk) {
         const int rows = SQ_MIN(p->chunk, n - at), out0 = SQ_MAX(0, first_out - at);
         struct sq_batch_seq seq = {.n_rows = rows, .pos0 = at, .blocks = p->blocks};
-        struct sq_batch b = {.n_rows = rows, .n_seqs = 1, .ids = ids + at, .pos = p->pos,
-                             .seqs = &seq, .out_rows = p->rows};
+        struct sq_batch b = {.n_rows = rows,
+                             .n_seqs = 1,
+                             .ids = ids + at,
+                             .pos = p->pos,
+                             .seqs = &seq,
+                             .out_rows = p->rows};
         for (int i = 0; i < rows; i++)
             p->pos[i] = at + i;
         for (int i = out0; i < rows; i++)
@@ -73,7 +78,7 @@ int sq_stats_new(const struct sq_config *c, struct sq_stats **ret, struct sq_err
     if (!s)
         return sq_fail(err, SQ_E_NOMEM, "out of memory for statistics");
     s->n_layers = c->n_layers;
-    s->absmax = sq_new_array(float *, (size_t)c->n_layers * SQ_N_SITES);
+    s->absmax = sq_new_array(float *, (size_t)c->n_layers *SQ_N_SITES);
     bool ok = s->absmax != NULL;
     for (int site = 0; site < SQ_N_SITES; site++)
         s->dim[site] = sq_site_dim(c, (enum sq_site)site);
@@ -98,13 +103,14 @@ struct sq_stats *sq_stats_free(struct sq_stats *s)
     return NULL;
 }
 
-/* A maximum over NaN says nothing, so this only finds what overflowed; the logits' check finds the rest. */
+/* A maximum over NaN says nothing, so this only finds what overflowed; the logits' check finds the
+ * rest. */
 static int check_finite(const struct sq_stats *s, struct sq_err *err)
 {
-    static const char *const names[SQ_N_SITES] = {"input of q, k, v", "input of the attention output",
-                                                  "input of the first feed-forward linear",
-                                                  "input of the second feed-forward linear",
-                                                  "q, k, v"};
+    static const char *const names[SQ_N_SITES] = {
+        "input of q, k, v", "input of the attention output",
+        "input of the first feed-forward linear", "input of the second feed-forward linear",
+        "q, k, v"};
     for (int i = 0; i < s->n_layers * SQ_N_SITES; i++)
         for (size_t j = 0; j < s->dim[i % SQ_N_SITES]; j++)
             if (!isfinite(s->absmax[i][j]))

@@ -17,7 +17,7 @@ double sq_nll(const float *logits, size_t n, size_t target)
         most = (double)logits[i] > most ? (double)logits[i] : most;
     for (size_t i = 0; i < n; i++)
         sum += exp((double)logits[i] - most);
-    return log(sum) + most - (double)logits[target];
+    return log(sum) - ((double)logits[target] - most);
 }
 
 struct window {
@@ -45,9 +45,9 @@ static int score_rows(void *ctx, int pos0, int n_rows, const float *logits, stru
 }
 
 /* Windows of context tokens; with a BOS each takes context - 1 tokens of the text. */
-static int score_windows(struct sq_player *player, const int32_t *ids, size_t n_ids, int32_t *window,
-                         const struct sq_progress *progress, struct sq_eval_result *r,
-                         struct sq_err *err)
+static int score_windows(struct sq_player *player, const int32_t *ids, size_t n_ids,
+                         int32_t *window, const struct sq_progress *progress,
+                         struct sq_eval_result *r, struct sq_err *err)
 {
     const struct sq_config *c = &player->model->config;
     const size_t n_bos = c->bos >= 0, step = (size_t)player->max_tokens - n_bos;
@@ -148,7 +148,8 @@ static int read_text(struct run *k, struct sq_err *err)
     SQ_AUTO_FREE char *text = NULL;
     int rc = sq_text_load(k->o->text, &text, &k->r.n_bytes, err);
     if (!rc)
-        rc = sq_tokenizer_open(k->dir->fd, "tokenizer.json", (size_t)k->dir->config.vocab, &tok, err);
+        rc = sq_tokenizer_open(k->dir->fd, "tokenizer.json", (size_t)k->dir->config.vocab, &tok,
+                               err);
     if (!rc) {
         rc = sq_tokenizer_encode(tok, text, k->r.n_bytes, 0, &k->ids, &k->n_ids, err);
         if (rc)
@@ -162,7 +163,8 @@ static int choose_context(struct run *k, struct sq_err *err)
 {
     const int most = k->dir->config.max_positions;
     if (k->o->context && (k->o->context < 2 || k->o->context > most))
-        return sq_fail(err, SQ_E_INVAL, "context: expected 2 to %d tokens, found %d", most, k->o->context);
+        return sq_fail(err, SQ_E_INVAL, "context: expected 2 to %d tokens, found %d", most,
+                       k->o->context);
     k->r.context = k->o->context ? k->o->context : SQ_MIN(DEFAULT_CONTEXT, most);
     return 0;
 }

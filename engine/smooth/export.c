@@ -18,10 +18,19 @@
 #define MAX_SHARDS 1024
 
 /* Copied byte for byte where they are there; the licence's terms go where its weights go. */
-static const char *const copied[] = {
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "LICENSE",
-    "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICES"};
+static const char *const copied[] = {"generation_config.json",
+                                     "tokenizer.json",
+                                     "tokenizer_config.json",
+                                     "special_tokens_map.json",
+                                     "added_tokens.json",
+                                     "vocab.json",
+                                     "merges.txt",
+                                     "chat_template.jinja",
+                                     "LICENSE",
+                                     "LICENSE.md",
+                                     "LICENSE.txt",
+                                     "NOTICE",
+                                     "NOTICES"};
 
 struct plan {
     const struct sq_export *x;
@@ -55,7 +64,8 @@ static int add_tensor(struct plan *p, const char *name, struct sq_err *err)
     return 0;
 }
 
-/* Everything a part may have, in the order of the decoder, so that a layer's tensors stay together in one shard. */
+/* Everything a part may have, in the order of the decoder, so that a layer's tensors stay together
+ * in one shard. */
 static int add_part(struct plan *p, enum sq_role role, int layer, const char *const *suffixes,
                     struct sq_err *err)
 {
@@ -71,7 +81,8 @@ static int add_part(struct plan *p, enum sq_role role, int layer, const char *co
 
 static int list_model(struct plan *p, struct sq_err *err)
 {
-    static const char *const suffixes[] = {".weight", ".weight_scale", ".input_scale", ".bias", NULL};
+    static const char *const suffixes[] = {".weight", ".weight_scale", ".input_scale", ".bias",
+                                           NULL};
     static const enum sq_role before[] = {SQ_R_EMBED, SQ_R_POS, SQ_R_PROJECT_IN};
     static const enum sq_role after[] = {SQ_R_FINAL_NORM, SQ_R_PROJECT_OUT, SQ_R_HEAD};
     int rc = 0;
@@ -151,8 +162,9 @@ static int write_index(const struct plan *p, struct sq_outdir *out, struct sq_er
         ok = json_object_set_new(map, p->tensors[i].name, json_string(name)) == 0;
     }
     char *text = ok ? json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
-    int rc = text ? sq_outdir_write_file(out, "model.safetensors.index.json", text, strlen(text), err)
-                  : sq_fail(err, SQ_E_NOMEM, "out of memory for the index");
+    int rc =
+        text ? sq_outdir_write_file(out, "model.safetensors.index.json", text, strlen(text), err)
+             : sq_fail(err, SQ_E_NOMEM, "out of memory for the index");
     free(text); /* jansson's own */
     json_decref(map);
     json_decref(index);
@@ -179,7 +191,8 @@ static int write_shards(struct plan *p, struct sq_outdir *out, const char *singl
     for (size_t i = 0, begin = 0; !rc && i < p->n_shards; begin = p->shard_end[i++]) {
         char name[64];
         shard_name(p, i, name, sizeof name);
-        rc = sq_st_write(&job, single ? single : name, p->tensors + begin, p->shard_end[i] - begin, err);
+        rc = sq_st_write(&job, single ? single : name, p->tensors + begin, p->shard_end[i] - begin,
+                         err);
     }
     return rc;
 }
@@ -200,7 +213,8 @@ static int write_model(const struct sq_export *x, struct sq_outdir *out, uint64_
     return rc;
 }
 
-/* The steps of q, k and v stand in a file of their own: other loaders stumble over tensors they do not know. */
+/* The steps of q, k and v stand in a file of their own: other loaders stumble over tensors they do
+ * not know. */
 static int write_scales(const struct sq_export *x, struct sq_outdir *out, struct sq_err *err)
 {
     struct plan p = {.x = x, .shard_bytes = UINT64_MAX};

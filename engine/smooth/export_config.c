@@ -16,7 +16,8 @@ static json_t *args_json(const char *strategy, bool dynamic, const char *observe
                      "dynamic", (int)dynamic, "actorder", "observer", observer, "observer_kwargs");
 }
 
-/* Linears outside the decoder layers stay float and must be named, for "Linear" means all of them. */
+/* Linears outside the decoder layers stay float and must be named, for "Linear" means all of them.
+ * */
 static json_t *ignore_json(const struct sq_model_dir *dir)
 {
     static const enum sq_role roles[] = {SQ_R_PROJECT_IN, SQ_R_PROJECT_OUT, SQ_R_HEAD};
@@ -38,7 +39,8 @@ static json_t *ignore_json(const struct sq_model_dir *dir)
 static json_t *quantization_json(const struct sq_model_dir *dir, const struct sq_recipe *r)
 {
     json_t *weights = args_json(r->per_tensor ? "tensor" : "channel", false, "minmax");
-    json_t *inputs = r->dynamic ? args_json("token", true, NULL) : args_json("tensor", false, "minmax");
+    json_t *inputs =
+        r->dynamic ? args_json("token", true, NULL) : args_json("tensor", false, "minmax");
     /* the 'o' format takes the references over, also on failure */
     return json_pack("{s:s, s:s, s:s, s:{s:{s:[s], s:o, s:o, s:n}}, s:o, s:n}", "quant_method",
                      "compressed-tensors", "format", "int-quantized", "quantization_status",
@@ -49,13 +51,16 @@ static json_t *quantization_json(const struct sq_model_dir *dir, const struct sq
 
 static int read_config(const struct sq_model_dir *dir, json_t **ret, struct sq_err *err)
 {
-    static const struct sq_json_limits limits = {
-        .max_bytes = (size_t)1 << 20, .max_depth = 64, .max_containers = 65536, .max_commas = 262144};
+    static const struct sq_json_limits limits = {.max_bytes = (size_t)1 << 20,
+                                                 .max_depth = 64,
+                                                 .max_containers = 65536,
+                                                 .max_commas = 262144};
     char label[512];
     size_t n;
     SQ_AUTO_FREE char *text = NULL;
     sq_file_label(label, sizeof label, dir->path, "config.json");
-    int rc = sq_file_read_all(dir->fd, "config.json", label, "C1", limits.max_bytes, &text, &n, err);
+    int rc =
+        sq_file_read_all(dir->fd, "config.json", label, "C1", limits.max_bytes, &text, &n, err);
     if (rc)
         return rc;
     struct sq_json_where where = {.file = label, .rule = "C1", .path = "", .err = err};

@@ -9,7 +9,7 @@
 #include "engine/base/num.h"
 #include "engine/smooth/sites.h"
 
-#define CLAMP 1e-5        /* of both maxima, as the authors' own code has it */
+#define CLAMP 1e-5         /* of both maxima, as the authors' own code has it */
 #define BLOCK_FLOATS 65536 /* weights looked at in one read */
 
 static float **slot(const struct sq_smoothing *m, int layer, int i_fold)
@@ -40,8 +40,8 @@ void sq_fold_describe(const struct sq_family *f, int i_fold, char *buf, size_t n
     size_t used = 0;
     for (int i = -1; i < fold->n_to && used < n_buf; i++) {
         const char *path = f->names[i < 0 ? fold->from : fold->to[i]], *last = strrchr(path, '.');
-        int n = snprintf(buf + used, n_buf - used, "%s%s",
-                         i < 0 ? "" : (i == 0 ? " -> " : ", "), last ? last + 1 : path);
+        int n = snprintf(buf + used, n_buf - used, "%s%s", i < 0 ? "" : (i == 0 ? " -> " : ", "),
+                         last ? last + 1 : path);
         used += n > 0 ? (size_t)n : 0;
     }
 }
@@ -96,7 +96,8 @@ struct maker {
     float *rows; /* [BLOCK_FLOATS or one row] */
 };
 
-/* w[j] = max(w[j], |W[r,j]| / row_div[r]) over all rows of a linear's weight: as it will be once its own outputs are folded. */
+/* w[j] = max(w[j], |W[r,j]| / row_div[r]) over all rows of a linear's weight: as it will be once
+ * its own outputs are folded. */
 static int column_maxima(struct maker *k, enum sq_role role, int layer, double *w,
                          struct sq_err *err)
 {
@@ -119,7 +120,8 @@ static int column_maxima(struct maker *k, enum sq_role role, int layer, double *
     return 0;
 }
 
-/* Powers of two change exponents only. The bounds keep a smoothed F32 tensor far from overflow and from subnormals. */
+/* Powers of two change exponents only. The bounds keep a smoothed F32 tensor far from overflow and
+ * from subnormals. */
 static float round_to_power(double s)
 {
     double e = rint(log2(s));
@@ -164,7 +166,8 @@ static int make_one(struct maker *k, int layer, int i_fold, struct sq_err *err)
     return 0;
 }
 
-/* Folds between linears first: they divide rows of the very weights whose columns the norms' folds then look at. */
+/* Folds between linears first: they divide rows of the very weights whose columns the norms' folds
+ * then look at. */
 static int make_all(struct maker *k, struct sq_err *err)
 {
     for (int layer = 0; layer < k->m->n_layers; layer++)
@@ -189,8 +192,9 @@ int sq_smoothing_make(struct sq_source *src, const struct sq_config *config, con
     SQ_AUTO_FREE float *rows = sq_new_array(float, SQ_MAX((size_t)BLOCK_FLOATS, row));
     struct sq_smoothing *m = sq_new(struct sq_smoothing);
     if (m) {
-        *m = (struct sq_smoothing){.family = config->family, .n_layers = config->n_layers, .min_s = 1, .max_s = 1};
-        m->s = sq_new_array(float *, (size_t)m->n_layers * (size_t)m->family->n_folds);
+        *m = (struct sq_smoothing){
+            .family = config->family, .n_layers = config->n_layers, .min_s = 1, .max_s = 1};
+        m->s = sq_new_array(float *, (size_t)m->n_layers *(size_t)m->family->n_folds);
         m->states = sq_new_array(enum sq_fold_state, (size_t)m->family->n_folds);
     }
     int rc = 0;
@@ -229,7 +233,8 @@ struct fold_source {
     const char *prefix;
 };
 
-/* What a fold does to the tensor: value[r,c] / row_div[r] * col_mul[c]; both NULL where it is not touched. */
+/* What a fold does to the tensor: value[r,c] / row_div[r] * col_mul[c]; both NULL where it is not
+ * touched. */
 struct touch {
     const float *row_div, *col_mul;
 };

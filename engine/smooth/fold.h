@@ -1,12 +1,15 @@
 /* Smoothing: factors per channel, and the source that applies them.
  *
- * A fold is exact: the outputs of `from` are divided by s, channel by channel, and the matching input columns of `to` multiplied.
- * With X the input of `to` and W its weights, s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), both maxima clamped at 1e-5, W over all
- * matrices that share the input (SmoothQuant, eq. 4). Each s_j is then rounded to a power of two: the smoothed model's floats are
- * the original's with other exponents, so it gives the same logits bit for bit and any wrong fold shows.
+ * A fold is exact: the outputs of `from` are divided by s, channel by channel, and the matching
+ * input columns of `to` multiplied. With X the input of `to` and W its weights, s_j =
+ * max|X_j|^alpha / max|W_j|^(1 - alpha), both maxima clamped at 1e-5, W over all matrices that
+ * share the input (SmoothQuant, eq. 4). Each s_j is then rounded to a power of two: the smoothed
+ * model's floats are the original's with other exponents, so it gives the same logits bit for bit
+ * and any wrong fold shows.
  *
- * A fold between two linears also multiplies rows of `from` by 1/s. With one weight scale per row that costs nothing; with one per tensor
- * a small s would blow up the range of the whole tensor, so there such folds only ever shrink rows: s is at least its geometric mean.
+ * A fold between two linears also multiplies rows of `from` by 1/s. With one weight scale per row
+ * that costs nothing; with one per tensor a small s would blow up the range of the whole tensor,
+ * so there such folds only ever shrink rows: s is at least its geometric mean.
  *
  * Which folds a family has is a table (engine/model/family.h). One thread at a time. */
 #pragma once
@@ -28,12 +31,14 @@ enum sq_fold_state {
 struct sq_smoothing {
     const struct sq_family *family;
     int n_layers;
-    float **s;                  /* [n_layers * family->n_folds] factors of `from`'s output channels; NULL where not applied */
+    /* [n_layers * family->n_folds] factors of `from`'s outputs; NULL where not applied */
+    float **s;
     enum sq_fold_state *states; /* [family->n_folds] */
     float min_s, max_s;         /* over all; 1 if there are none */
 };
 
-/* Chooses the factors; reads the weights of src once. per_tensor: how the weights will be quantised. Errors: the source's, -SQ_E_NOMEM. */
+/* Chooses the factors; reads the weights of src once. per_tensor: how the weights will be
+ * quantised. Errors: the source's, -SQ_E_NOMEM. */
 int sq_smoothing_make(struct sq_source *src, const struct sq_config *config, const char *prefix,
                       const struct sq_stats *stats, double alpha, enum sq_fold_set set,
                       bool per_tensor, struct sq_smoothing **ret, struct sq_err *err) SQ_CHECKED;
@@ -49,6 +54,7 @@ void sq_fold_describe(const struct sq_family *f, int i_fold, char *buf, size_t n
 const char *sq_fold_set_text(enum sq_fold_set s); /* "none", "paper", "all" */
 const char *sq_fold_state_text(enum sq_fold_state s);
 
-/* The folded model as a source over `under`: tensors that a fold touches come as F32, all others as they are. Borrows under and m. */
+/* The folded model as a source over `under`: tensors that a fold touches come as F32, all others
+ * as they are. Borrows under and m. */
 int sq_fold_source_open(struct sq_source *under, const struct sq_smoothing *m, const char *prefix,
                         struct sq_source **ret, struct sq_err *err) SQ_CHECKED;

@@ -18,11 +18,12 @@ static int open_parent(struct sq_outdir *d, struct sq_err *err)
     char *slash = strrchr(d->path, '/');
     const char *name = slash ? slash + 1 : d->path;
     if (!*name || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || strlen(name) >= 250)
-        return sq_fail(err, SQ_E_INVAL, "output directory '%s': expected a path that ends in a name",
-                       d->path);
+        return sq_fail(err, SQ_E_INVAL,
+                       "output directory '%s': expected a path that ends in a name", d->path);
     snprintf(d->name, sizeof d->name, "%s", name);
     SQ_AUTO_FREE char *parent =
-        slash ? sq_strndup(d->path, (size_t)(slash - d->path) + (slash == d->path)) : sq_strdup(".");
+        slash ? sq_strndup(d->path, (size_t)(slash - d->path) + (slash == d->path))
+              : sq_strdup(".");
     if (!parent)
         return sq_fail(err, SQ_E_NOMEM, "out of memory");
     d->parent_fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -1,4 +1,5 @@
-/* How long work tells where it is and learns that it should stop. Callbacks come on the working thread. */
+/* How long work tells where it is and learns that it should stop. Callbacks come on the working
+ * thread. */
 #pragma once
 
 #include <stdatomic.h>

@@ -10,8 +10,9 @@
 
 #define BLOCK_ROWS 16 /* rows quantised at a time */
 
-/* A row far below its tensor's range keeps a step of at least this share of the tensor's: its weights lose nothing that counts, and
- * its bias stays representable in units of the accumulator. */
+/* A row far below its tensor's range keeps a step of at least this share of the tensor's: its
+ * weights lose nothing that counts, and its bias stays representable in units of the accumulator.
+ * */
 #define MIN_ROW_SHARE 1e-3f
 
 struct quant_source {
@@ -69,7 +70,7 @@ static void layer_steps(const struct sq_stats *stats, const struct sq_config *c,
 int sq_steps_make(const struct sq_stats *stats, const struct sq_config *config,
                   const struct sq_smoothing *m, struct sq_steps *ret, struct sq_err *err)
 {
-    struct sq_steps s = {sq_new_array(float, (size_t)config->n_layers * SQ_N_SITES),
+    struct sq_steps s = {sq_new_array(float, (size_t)config->n_layers *SQ_N_SITES),
                          sq_new_array(float, (size_t)config->n_layers * 3)};
     if (!s.in || !s.out) {
         sq_steps_done(&s);
@@ -136,8 +137,8 @@ static bool quant_find(struct sq_source *s, const char *name, struct sq_tensor_i
         *ret = (struct sq_tensor_info){.dtype = SQ_F32, .rank = 1, .shape = {1}, .n_elems = 1};
         if (p.part == PART_WEIGHT_SCALE && !q->per_tensor) {
             size_t n = sq_role_n_out(&q->config, sq_linear_roles[p.i_linear]);
-            *ret = (struct sq_tensor_info){
-                .dtype = SQ_F32, .rank = 2, .shape = {n, 1}, .n_elems = n};
+            *ret =
+                (struct sq_tensor_info){.dtype = SQ_F32, .rank = 2, .shape = {n, 1}, .n_elems = n};
         }
         return true;
     }
@@ -177,7 +178,8 @@ static int quant_read(struct sq_source *s, const char *name, size_t row0, size_t
         memcpy(dst, scale_of(q, p) + row0, n_rows * sizeof(float));
         return 0;
     case PART_INPUT_SCALE:
-        memcpy(dst, &q->steps->in[p.layer * SQ_N_SITES + (int)sq_role_site(sq_linear_roles[p.i_linear])],
+        memcpy(dst,
+               &q->steps->in[p.layer * SQ_N_SITES + (int)sq_role_site(sq_linear_roles[p.i_linear])],
                sizeof(float));
         return 0;
     case PART_OUTPUT_SCALE:
@@ -212,8 +214,8 @@ static int row_maxima(struct quant_source *q, const char *name, size_t n_out, si
             for (size_t j = 0; j < n_in; j++) {
                 float v = fabsf(q->rows[r * n_in + j]);
                 if (!isfinite(v))
-                    return sq_fail(err, SQ_E_FORMAT, "'%s': row %zu, column %zu is not finite", name,
-                                   r0 + r, j);
+                    return sq_fail(err, SQ_E_FORMAT, "'%s': row %zu, column %zu is not finite",
+                                   name, r0 + r, j);
                 m = SQ_MAX(m, v);
             }
             absmax[r0 + r] = m;
@@ -247,7 +249,8 @@ static int make_all_scales(struct quant_source *q, const struct sq_progress *pro
                            struct sq_err *err)
 {
     for (int layer = 0; layer < q->config.n_layers; layer++) {
-        int rc = sq_progress_step(progress, "reading weights", (double)layer / q->config.n_layers, err);
+        int rc =
+            sq_progress_step(progress, "reading weights", (double)layer / q->config.n_layers, err);
         for (int i = 0; !rc && i < SQ_N_LINEARS; i++)
             rc = make_scales(q, layer, i, err);
         if (rc)
@@ -256,8 +259,8 @@ static int make_all_scales(struct quant_source *q, const struct sq_progress *pro
     return sq_progress_step(progress, "reading weights", 1, err);
 }
 
-int sq_quant_source_open(struct sq_source *under, const struct sq_config *config, const char *prefix,
-                         bool per_tensor, const struct sq_steps *steps,
+int sq_quant_source_open(struct sq_source *under, const struct sq_config *config,
+                         const char *prefix, bool per_tensor, const struct sq_steps *steps,
                          const struct sq_progress *progress, struct sq_source **ret,
                          struct sq_err *err)
 {
@@ -269,12 +272,17 @@ int sq_quant_source_open(struct sq_source *under, const struct sq_config *config
     struct quant_source *q = sq_new(struct quant_source);
     if (!q)
         return sq_fail(err, SQ_E_NOMEM, "out of memory for the quantised model");
-    *q = (struct quant_source){
-        {&ops}, under, steps, *config, prefix, per_tensor,
-        sq_new_array(float *, (size_t)config->n_layers * SQ_N_LINEARS),
-        sq_new_array(float, BLOCK_ROWS * row)};
-    int rc = q->scale && q->rows ? make_all_scales(q, progress, err)
-                                 : sq_fail(err, SQ_E_NOMEM, "out of memory for the quantised model");
+    *q = (struct quant_source){{&ops},
+                               under,
+                               steps,
+                               *config,
+                               prefix,
+                               per_tensor,
+                               sq_new_array(float *, (size_t)config->n_layers *SQ_N_LINEARS),
+                               sq_new_array(float, BLOCK_ROWS *row)};
+    int rc = q->scale && q->rows
+                 ? make_all_scales(q, progress, err)
+                 : sq_fail(err, SQ_E_NOMEM, "out of memory for the quantised model");
     if (rc) {
         quant_close(&q->base);
         return rc;

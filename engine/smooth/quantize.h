@@ -23,10 +23,11 @@ struct sq_quantize_report {
     double min_s, max_s;
     double verify_diff; /* of the logits' range */
     int n_verified;
-    uint64_t bytes;     /* of all tensors written */
+    uint64_t bytes; /* of all tensors written */
 };
 
-/* Errors: as sq_smoothed_make and sq_export; -SQ_E_STATE, too, where out_dir is taken. On failure out_dir is as it was. */
+/* Errors: as sq_smoothed_make and sq_export; -SQ_E_STATE, too, where out_dir is taken. On failure
+ * out_dir is as it was. */
 int sq_quantize(const struct sq_quantize_options *o, struct sq_backend *be,
                 const struct sq_progress *progress, struct sq_quantize_report *ret,
                 struct sq_err *err) SQ_CHECKED;

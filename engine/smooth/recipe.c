@@ -134,8 +134,10 @@ int sq_smoothed_make(struct sq_model_dir *dir, struct sq_backend *be, const stru
 {
     if (dir->config.scheme != SQ_SCHEME_FLOAT)
         return sq_fail(err, SQ_E_NOTSUP,
-                       "%s: expected a float model, found one that is quantised already", dir->path);
-    struct making k = {.dir = dir, .be = be, .r = r, .progress = progress, .s = sq_new(struct sq_smoothed)};
+                       "%s: expected a float model, found one that is quantised already",
+                       dir->path);
+    struct making k = {
+        .dir = dir, .be = be, .r = r, .progress = progress, .s = sq_new(struct sq_smoothed)};
     if (!k.s)
         return sq_fail(err, SQ_E_NOMEM, "out of memory");
     int rc = load_passages(&k, err);

@@ -40,8 +40,8 @@ static void quantize_json(FILE *out, const struct sq_quantize_options *o,
     key_string(out, "model", o->model_dir);
     fputs(", ", out);
     key_string(out, "out", o->out_dir);
-    fprintf(out, ", \"level\": \"%s\", \"alpha\": %g, \"folds\": [", o->recipe.dynamic ? "o1" : "o3",
-            o->recipe.alpha);
+    fprintf(out, ", \"level\": \"%s\", \"alpha\": %g, \"folds\": [",
+            o->recipe.dynamic ? "o1" : "o3", o->recipe.alpha);
     for (int i = 0; i < r->n_folds; i++) {
         fputs(i ? ", {" : "{", out);
         key_string(out, "fold", r->folds[i].what);
@@ -73,7 +73,8 @@ static void quantize_text(FILE *out, const struct sq_quantize_options *o,
         fprintf(out, "fold %s: %s\n", r->folds[i].what, sq_fold_state_text(r->folds[i].state));
     if (r->n_verified)
         fprintf(out,
-                "verified: logits of %d positions differ by %.2g of their range from the float model's; "
+                "verified: logits of %d positions differ by %.2g of their range from the float "
+                "model's; "
                 "factors %g to %g\n",
                 r->n_verified, r->verify_diff, r->min_s, r->max_s);
     fprintf(out, "wrote %.1f MB of tensors in %.1f s\n", (double)r->bytes * 1e-6, seconds);
@@ -102,8 +103,8 @@ static void result_json(FILE *out, const char *dir, const struct sq_eval_result 
 static void result_text(FILE *out, const char *dir, const char *how, const struct sq_eval_result *r)
 {
     fprintf(out,
-            "%s (%s): perplexity %.4f, %.4f bits per byte, %zu tokens in windows of %d, %.1f s\n", dir,
-            how, r->perplexity, r->bits_per_byte, r->n_tokens, r->context, r->seconds);
+            "%s (%s): perplexity %.4f, %.4f bits per byte, %zu tokens in windows of %d, %.1f s\n",
+            dir, how, r->perplexity, r->bits_per_byte, r->n_tokens, r->context, r->seconds);
 }
 
 void sq_report_eval(FILE *out, bool json, const struct sq_eval_options *o,

@@ -6,7 +6,7 @@
 #include "engine/smooth/evaluate.h"
 #include "engine/smooth/quantize.h"
 
-const char *sq_eval_scheme_text(enum sq_eval_scheme s);   /* "as stored", "fp", "naive", "o1", "o3" */
+const char *sq_eval_scheme_text(enum sq_eval_scheme s); /* "as stored", "fp", "naive", "o1", "o3" */
 
 void sq_report_quantize(FILE *out, bool json, const struct sq_quantize_options *o,
                         const struct sq_quantize_report *r, double seconds);

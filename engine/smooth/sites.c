@@ -2,7 +2,8 @@
 
 #include "engine/base/check.h"
 
-const enum sq_role sq_linear_roles[SQ_N_LINEARS] = {SQ_R_Q, SQ_R_K, SQ_R_V, SQ_R_O, SQ_R_UP, SQ_R_DOWN};
+const enum sq_role sq_linear_roles[SQ_N_LINEARS] = {SQ_R_Q, SQ_R_K,  SQ_R_V,
+                                                    SQ_R_O, SQ_R_UP, SQ_R_DOWN};
 
 size_t sq_role_n_in(const struct sq_config *c, enum sq_role r)
 {

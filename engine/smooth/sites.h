@@ -1,4 +1,5 @@
-/* The linears of a decoder layer: their shapes, and the places where calibration watches their inputs. */
+/* The linears of a decoder layer: their shapes, and the places where calibration watches their
+ * inputs. */
 #pragma once
 
 #include "engine/model/config.h"

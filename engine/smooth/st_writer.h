@@ -1,5 +1,6 @@
-/* Writes safetensors files: a padded header, then the tensors' bytes in the header's order, streamed from a source in small blocks.
- * Within a file wider types come first, so that every tensor is aligned to its type. One thread. */
+/* Writes safetensors files: a padded header, then the tensors' bytes in the header's order,
+ * streamed from a source in small blocks. Within a file wider types come first, so that every
+ * tensor is aligned to its type. One thread. */
 #pragma once
 
 #include <stdint.h>
@@ -14,8 +15,9 @@ struct sq_out_tensor {
     uint64_t n_bytes;
 };
 
-/* Sorts tensors[n] and writes them. metadata: [n_meta] pairs key, value of plain ASCII without quotes or backslashes.
- * *done_bytes counts on over several files for progress against total_bytes. */
+/* Sorts tensors[n] and writes them. metadata: [n_meta] pairs key, value of plain ASCII without
+ * quotes or backslashes. *done_bytes counts on over several files for progress against
+ * total_bytes. */
 struct sq_write_job {
     struct sq_outdir *out;
     struct sq_source *source;

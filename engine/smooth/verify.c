@@ -11,7 +11,8 @@
 #define PROBE_PASSAGES 4
 #define PROBE_ROWS 16 /* last positions of each */
 
-/* Exact scaling leaves the ranges exact, too; the slack is for values that leave f32's normal range. */
+/* Exact scaling leaves the ranges exact, too; the slack is for values that leave f32's normal
+ * range. */
 #define RANGE_SLACK 1e-5
 
 static int passage_length(const struct sq_passages *p, int i)
@@ -19,9 +20,11 @@ static int passage_length(const struct sq_passages *p, int i)
     return (int)(p->start[i + 1] - p->start[i]);
 }
 
-/* Runs the probe's passages in order; sink sees PROBE_ROWS rows of each (fewer of a short one), in one or more pieces. */
-static int play_probe(struct sq_model *m, const struct sq_passages *p, const struct sq_observer *obs,
-                      sq_logits_fn sink, void *ctx, struct sq_err *err)
+/* Runs the probe's passages in order; sink sees PROBE_ROWS rows of each (fewer of a short one), in
+ * one or more pieces. */
+static int play_probe(struct sq_model *m, const struct sq_passages *p,
+                      const struct sq_observer *obs, sq_logits_fn sink, void *ctx,
+                      struct sq_err *err)
 {
     const int n = SQ_MIN(p->n, PROBE_PASSAGES);
     struct sq_player player;
@@ -99,7 +102,8 @@ static int compare_rows(void *ctx, int pos0, int n_rows, const float *logits, st
     return 0;
 }
 
-/* The largest activation seen in the smoothed model against the range its step will be derived from. */
+/* The largest activation seen in the smoothed model against the range its step will be derived
+ * from. */
 static int compare_ranges(const struct sq_stats *seen, const struct sq_stats *stats,
                           const struct sq_smoothing *m, struct sq_err *err)
 {
@@ -121,9 +125,9 @@ static int compare_ranges(const struct sq_stats *seen, const struct sq_stats *st
     return 0;
 }
 
-int sq_probe_compare(const struct sq_probe *p, struct sq_model *smoothed, const struct sq_stats *stats,
-                     const struct sq_smoothing *s, bool skip_first, double bound, double *ret_diff,
-                     struct sq_err *err)
+int sq_probe_compare(const struct sq_probe *p, struct sq_model *smoothed,
+                     const struct sq_stats *stats, const struct sq_smoothing *s, bool skip_first,
+                     double bound, double *ret_diff, struct sq_err *err)
 {
     struct sq_stats *seen = NULL;
     struct comparison c = {.probe = p, .lowest = INFINITY, .highest = -INFINITY};

@@ -17,8 +17,9 @@ int sq_probe_take(struct sq_model *m, const struct sq_passages *p, struct sq_pro
                   struct sq_err *err) SQ_CHECKED;
 void sq_probe_done(struct sq_probe *p);
 
-/* Runs the smoothed model on the same passages. -SQ_E_STATE where logits differ by more than bound, relative to their range, are not
- * finite, or where an activation goes beyond what stats and factors promise. *ret_diff is the largest relative difference. */
-int sq_probe_compare(const struct sq_probe *p, struct sq_model *smoothed, const struct sq_stats *stats,
-                     const struct sq_smoothing *s, bool skip_first, double bound, double *ret_diff,
-                     struct sq_err *err) SQ_CHECKED;
+/* Runs the smoothed model on the same passages. -SQ_E_STATE where logits differ by more than
+ * bound, relative to their range, are not finite, or where an activation goes beyond what stats
+ * and factors promise. *ret_diff is the largest relative difference. */
+int sq_probe_compare(const struct sq_probe *p, struct sq_model *smoothed,
+                     const struct sq_stats *stats, const struct sq_smoothing *s, bool skip_first,
+                     double bound, double *ret_diff, struct sq_err *err) SQ_CHECKED;

@@ -15,10 +15,14 @@ static void check(const struct sq_completion *c, const struct sq_border *b)
     const struct sq_sampling *s = &c->sampling;
     SQ_ASSERT(c->n_prompts >= 1 && c->n >= 1 && c->n <= b->limits.max_n);
     SQ_ASSERT((int64_t)c->n_prompts * c->n <= b->limits.max_prompts);
-    SQ_ASSERT(s->temperature >= 0 && s->temperature <= 2 && s->top_p >= 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1);
-    SQ_ASSERT(fabsf(s->presence) <= 2 && fabsf(s->frequency) <= 2 && s->repetition > 0 && s->repetition <= 2);
-    SQ_ASSERT(s->top_k >= 0 && s->max_tokens >= 0 && s->min_tokens >= 0 && s->min_tokens <= s->max_tokens);
-    SQ_ASSERT(c->stops.n <= (size_t)b->limits.max_stop && s->n_stop_ids <= b->limits.max_stop_ids && s->n_bias <= b->limits.max_logit_bias);
+    SQ_ASSERT(s->temperature >= 0 && s->temperature <= 2 && s->top_p >= 0 && s->top_p <= 1 &&
+              s->min_p >= 0 && s->min_p <= 1);
+    SQ_ASSERT(fabsf(s->presence) <= 2 && fabsf(s->frequency) <= 2 && s->repetition > 0 &&
+              s->repetition <= 2);
+    SQ_ASSERT(s->top_k >= 0 && s->max_tokens >= 0 && s->min_tokens >= 0 &&
+              s->min_tokens <= s->max_tokens);
+    SQ_ASSERT(c->stops.n <= (size_t)b->limits.max_stop && s->n_stop_ids <= b->limits.max_stop_ids &&
+              s->n_bias <= b->limits.max_logit_bias);
     SQ_ASSERT(!c->include_usage || c->stream);
     for (size_t i = 0; i < c->n_prompts; i++) {
         const struct sq_prompt *p = &c->prompts[i];
@@ -31,7 +35,8 @@ static void check(const struct sq_completion *c, const struct sq_border *b)
     for (int i = 0; i < s->n_stop_ids; i++)
         SQ_ASSERT(s->stop_ids[i] >= 0 && s->stop_ids[i] < b->vocab);
     for (size_t i = 0; i < c->stops.n; i++)
-        SQ_ASSERT(c->stops.items[i].n >= 1 && c->stops.items[i].n <= (size_t)b->limits.max_stop_bytes);
+        SQ_ASSERT(c->stops.items[i].n >= 1 &&
+                  c->stops.items[i].n <= (size_t)b->limits.max_stop_bytes);
 }
 
 /* The fault is JSON that our own reader takes. */
@@ -42,16 +47,20 @@ static void check_fault(const struct sq_fault *f, const struct sq_border *b)
     SQ_ASSERT(f->status && f->msg[0]);
     sq_reply_fault(&r, f);
     SQ_ASSERT(r.http >= 400 && !r.body.failed);
-    struct json_t *j = sq_json_parse(r.body.data, r.body.n, &b->limits, &inner);
+    struct json_t *j = sq_field_parse(r.body.data, r.body.n, &b->limits, &inner);
     SQ_ASSERT(j);
-    sq_json_free(j);
+    sq_field_free(j);
     sq_wbuf_done(&r.body);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     static const char *const names[] = {"demo", NULL};
-    struct sq_border b = {.names = names, .vocab = 1000, .max_context = 512, .bos = -1, .gen = {NAN, NAN, NAN, NAN, -1, -1}};
+    struct sq_border b = {.names = names,
+                          .vocab = 1000,
+                          .max_context = 512,
+                          .bos = -1,
+                          .gen = {NAN, NAN, NAN, NAN, -1, -1}};
     struct sq_completion c = {0};
     struct sq_fault f = {0};
     sq_api_limits_default(&b.limits);

@@ -30,6 +30,15 @@ def sqd_binary() -> Path:
 
 
 @pytest.fixture(scope="session")
+def harness(sqd_binary) -> Path:
+    """The HTTP side over a stand-in engine that fails on demand (tests/lib/api_harness.c), of the same build."""
+    path = sqd_binary if sqd_binary.name == "api_harness" else sqd_binary.parent.parent / "api" / "api_harness"
+    if not path.exists():
+        pytest.skip("this build has no api_harness")
+    return path
+
+
+@pytest.fixture(scope="session")
 def demo_model() -> Path:
     return DEMO
 

@@ -1,5 +1,4 @@
 """Connections, clients that leave or do not read, deadlines, full queues, and the books over all of it."""
-import os
 import signal
 import socket
 import struct
@@ -13,7 +12,6 @@ from sqd_process import Sqd
 COMPLETIONS = "/v1/completions"
 LONG = {"prompt": "One", "n": 8, "max_tokens": 450, "ignore_eos": True, "seed": 1}  # one sequence at a time: a second or so
 CANCELLED = 'sqd_requests_total{outcome="cancelled"}'
-FAKE = "harness" in os.environ.get("SQD", "")
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +19,12 @@ def narrow(sqd_binary, int8_model):
     """One sequence at a time, small steps: everything else has to wait."""
     with Sqd(sqd_binary, "--model", int8_model, "--served-name", "demo", "--listen", "127.0.0.1:0", "--max-sequences", 1, "--max-queue", 64,
              "--max-step-tokens", 16) as s:
+        yield s
+
+
+@pytest.fixture(scope="module")
+def fake(harness, demo_model):
+    with Sqd(harness, "--model", demo_model, "--served-name", "demo", "--listen", "127.0.0.1:0") as s:
         yield s
 
 
@@ -100,6 +104,17 @@ def test_gone_while_tokenising(narrow):
             c.send(post("/v1/tokenize", {"content": "some words " * 200000}))
     assert narrow.complete("One", max_tokens=2) is not None
     at_rest(narrow)
+
+
+def test_stop_string_ends_the_job(narrow):
+    """After a stop string the engine does not go on for nobody."""
+    fields = {"prompt": "One", "temperature": 0, "ignore_eos": True}
+    text = narrow.complete(max_tokens=20, **fields)
+    before = at_rest(narrow)["sqd_generated_tokens_total"]
+    for stream in (False, True):
+        answer, _ = exchange(narrow.port, post(COMPLETIONS, {**fields, "max_tokens": 480, "stop": text[10:16], "stream": stream}))
+        assert answer.status == 200
+    assert at_rest(narrow)["sqd_generated_tokens_total"] - before < 480
 
 
 def test_half_close_keep(sqd_binary, int8_model):
@@ -289,7 +304,7 @@ def test_idle_deadline(hasty):
 
 def test_pings_and_no_deadline_while_waiting(hasty):
     with Raw(hasty.port) as first, Raw(hasty.port) as second, Raw(hasty.port) as third:
-        first.send(post(COMPLETIONS, {**LONG, "n": 16}))
+        first.send(post(COMPLETIONS, {**LONG, "n": 6}))
         until(lambda: hasty.metrics()["sqd_requests_running"] == 1)
         second.send(post(COMPLETIONS, {"prompt": "One", "max_tokens": 3, "stream": True, "ignore_eos": True}))
         third.send(post(COMPLETIONS, {"prompt": "One", "max_tokens": 3, "ignore_eos": True}))
@@ -327,10 +342,8 @@ def test_queue_full(sqd_binary, int8_model):
         assert s.complete("One", max_tokens=2) is not None
 
 
-def test_loading(sqd_binary, int8_model):
-    if not FAKE:
-        pytest.skip("loading the demo model takes no time worth watching; the daemon's tests slow it down")
-    with Sqd(sqd_binary, "--model", int8_model, "--listen", "127.0.0.1:0", "--load-ms", 1500, ready=False) as s:
+def test_loading(harness, demo_model):
+    with Sqd(harness, "--model", demo_model, "--listen", "127.0.0.1:0", "--load-ms", 1500, ready=False) as s:
         s.host, s.port = "127.0.0.1", int(s.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
         answer, closed = exchange(s.port, post(COMPLETIONS, {"prompt": "One"}))
         assert answer.status == 503 and answer.error()["code"] == "model_loading" and not closed
@@ -356,7 +369,7 @@ def test_draining(sqd_binary, int8_model):
             running.send(post(COMPLETIONS, {**LONG, "n": 4, "stream": True}))
             assert running.head()[0] == 200
             s.process.send_signal(signal.SIGTERM)
-            until(lambda: not reachable(s.port), 5, "closed listener")
+            until(lambda: health(s.port) in (None, "draining"), 5, "draining")
             kept.send(post(COMPLETIONS, {"prompt": "One"}))
             answer = kept.answer()
             assert answer.status == 503 and answer.error()["code"] == "draining" and answer.headers["connection"] == "close"
@@ -366,38 +379,54 @@ def test_draining(sqd_binary, int8_model):
         assert s.process.wait(30) == 0
 
 
-def reachable(port):
+def test_drain_deadline(sqd_binary, int8_model):
+    """What does not end in time gets a clear end: an error event without [DONE], or a 503."""
+    with Sqd(sqd_binary, "--model", int8_model, "--listen", "127.0.0.1:0", "--max-sequences", 1, "--drain-timeout=200ms") as s:
+        with Raw(s.port) as stream, Raw(s.port) as unary, Raw(s.port) as waiting:
+            stream.send(post(COMPLETIONS, {**LONG, "n": 16, "stream": True}))
+            assert stream.head()[0] == 200
+            unary.send(post(COMPLETIONS, {**LONG, "n": 16}))
+            waiting.send(post(COMPLETIONS, LONG)[:-5])
+            until(lambda: s.metrics()["sqd_requests_accepted_total"] == 2)
+            s.process.send_signal(signal.SIGTERM)
+            items = events(b"".join(stream.chunks()))
+            assert items[-1]["error"]["code"] == "draining" and "[DONE]" not in items
+            answer = unary.answer()
+            assert answer.status == 503 and answer.error()["code"] == "draining"
+            assert waiting.ended()
+        s.process.wait(30)
+
+
+def health(port):
+    """The server's state, or None where nobody listens any more."""
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
+        return exchange(port, get("/health"))[0].json()["state"]
     except OSError:
-        return False
+        return None
 
 
-@pytest.mark.skipif(not FAKE, reason="needs the stand-in engine, which fails on demand")
 @pytest.mark.parametrize("last, status, code, outcomes", [(7, 503, "engine_unavailable", "failed"), (8, 409, "cancelled", "cancelled")])
-def test_engine_ends_a_sequence(server, last, status, code, outcomes):
-    before = at_rest(server)
+def test_engine_ends_a_sequence(fake, last, status, code, outcomes):
+    before = at_rest(fake)
     body = {"prompt": [[5, 6], [5, last]], "max_tokens": 100, "seed": 1}
-    answer, closed = exchange(server.port, post(COMPLETIONS, body))
+    answer, closed = exchange(fake.port, post(COMPLETIONS, body))
     assert answer.status == status and answer.error()["code"] == code and not closed
     if status == 409:
         assert answer.headers["x-should-retry"] == "false"
-    with Raw(server.port) as c:
+    with Raw(fake.port) as c:
         c.send(post(COMPLETIONS, {**body, "stream": True}))
         items = events(c.answer().body)
         assert items[-1]["error"]["code"] == code and "[DONE]" not in items
         assert len([i for i in items if "choices" in i]) >= 3
         c.send(get("/health"))
         assert c.answer().status == 200
-    after = at_rest(server)
+    after = at_rest(fake)
     name = f'sqd_requests_total{{outcome="{outcomes}"}}'
     assert after[name] == before[name] + 2
 
 
-@pytest.mark.skipif(not FAKE, reason="needs the stand-in engine, which ends on demand")
-def test_end_of_sequence(server):
-    answer, _ = exchange(server.port, post(COMPLETIONS, {"prompt": [5, 9], "max_tokens": 100}))
+def test_end_of_sequence(fake):
+    answer, _ = exchange(fake.port, post(COMPLETIONS, {"prompt": [5, 9], "max_tokens": 100}))
     reply = answer.json()
     assert reply["choices"][0]["finish_reason"] == "stop" and reply["usage"]["completion_tokens"] == 5
 

@@ -11,8 +11,8 @@ from sqd_process import Sqd
 
 STREAMS = 200
 KINDS = 10
-SLOW = bool(os.environ.get("SQD_SLOW"))
-TOKENS = 16 if SLOW else 48
+SLOW = bool(os.environ.get("SQD_SLOW")) or os.environ.get("SQD_BUILD") in ("asan", "tsan")
+TOKENS = 12 if SLOW else 48
 
 
 def body(kind):
@@ -39,7 +39,7 @@ async def survive(port, kind):
 
 async def vanish(port, kind, rng):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    data = post("/v1/completions", {**body(kind), "n": 1 + kind % 3})
+    data = post("/v1/completions", {**body(kind), "n": 1 + kind % 3, "max_tokens": TOKENS * (3 if SLOW else 6)})
     how = rng.choice(["bytes", "time", "time", "half request"])
     if how == "half request":
         writer.write(data[:rng.randrange(1, len(data))])
@@ -47,15 +47,15 @@ async def vanish(port, kind, rng):
     else:
         writer.write(data)
     if how == "bytes":
-        seen = 0
+        seen = b""
         enough = rng.randrange(1, 6000)
-        while seen < enough:
+        while len(seen) < enough and b"[DONE]" not in seen:
             more = await reader.read(500)
             if not more:
                 break
-            seen += len(more)
+            seen += more
     elif how == "time":
-        await asyncio.sleep(rng.random() * (4 if SLOW else 1.5))
+        await asyncio.sleep(rng.random() * 1.5)
     if rng.random() < 0.5:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort() if rng.random() < 0.7 else writer.close()

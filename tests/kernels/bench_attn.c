@@ -136,10 +136,11 @@ static void decode(const struct sq_cpu_ops *k, struct shape s, enum sq_dtype t, 
         share[i] = (double)b.step_bytes / us[i] * 1e-3 / bw;
     }
     double u = median(us);
-    printf("%-12s decode  %s T=%-5d B=%-2d D=%-3d heads %d/%d: %8.1f us a row, %5.1f GB/s, %3.0f %% "
-           "of read\n",
-           k->name, t == SQ_I8 ? "int8 " : "float", n, batch, s.dim, s.n_heads, s.n_kv, u,
-           (double)b.step_bytes / u * 1e-3, 100 * median(share));
+    printf(
+        "%-12s decode  %s T=%-5d B=%-2d D=%-3d heads %d/%d: %8.1f us a row, %5.1f GB/s, %3.0f %% "
+        "of read\n",
+        k->name, t == SQ_I8 ? "int8 " : "float", n, batch, s.dim, s.n_heads, s.n_kv, u,
+        (double)b.step_bytes / u * 1e-3, 100 * median(share));
     bench_free(&b);
 }
 
@@ -198,8 +199,12 @@ static void gemm_float(const struct sq_cpu_ops *k, enum sq_dtype t, size_t n_in,
     }
     double u = median(us);
     printf("%-12s float matmul %s %zux%zu M=%-3d: %8.1f us, %6.1f GFLOP/s, %3.0f %% of read\n",
-           k->name, t == SQ_F32 ? "F32 " : t == SQ_F16 ? "F16 " : "BF16", n_in, n_out, rows, u,
-           2.0 * rows * (double)(n_in * n_out) / u * 1e-3, 100 * median(share));
+           k->name,
+           t == SQ_F32   ? "F32 "
+           : t == SQ_F16 ? "F16 "
+                         : "BF16",
+           n_in, n_out, rows, u, 2.0 * rows * (double)(n_in * n_out) / u * 1e-3,
+           100 * median(share));
     for (int i = 0; i < n_w; i++)
         sq_cpu_linear_free(l[i]);
     sq_cpu_buf_free(x);

@@ -8,8 +8,11 @@
 static void print_cell(void *arg, const struct sq_roof_cell *c)
 {
     (void)arg;
-    printf("%d thread%s  %5zu x %-5zu M %-3d  %9.1f us  %7.1f of %7.1f %s  %5.1f %% [%.1f - %.1f] %d/%d quiet\n", c->threads, c->threads == 1 ? " " : "s", c->k,
-           c->n, c->m, c->us, c->rate, c->probe, c->by_bandwidth ? "GB/s " : "GOP/s", 100 * c->share, 100 * c->share_min, 100 * c->share_max, c->n_quiet, c->n_samples);
+    printf("%d thread%s  %5zu x %-5zu M %-3d  %9.1f us  %7.1f of %7.1f %s  %5.1f %% [%.1f - %.1f] "
+           "%d/%d quiet\n",
+           c->threads, c->threads == 1 ? " " : "s", c->k, c->n, c->m, c->us, c->rate, c->probe,
+           c->by_bandwidth ? "GB/s " : "GOP/s", 100 * c->share, 100 * c->share_min,
+           100 * c->share_max, c->n_quiet, c->n_samples);
     fflush(stdout);
 }
 

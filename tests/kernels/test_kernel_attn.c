@@ -65,7 +65,7 @@ static struct world world_new(enum sq_dtype dtype, int n, int dim, int n_heads, 
     w.cols = (size_t)(n_heads + 2 * n_kv) * (size_t)dim;
     w.out_cols = (size_t)(n_heads * dim);
     w.u = sq_new_array(uint8_t, (size_t)n * w.cols);
-    w.f = sq_new_array(float, (size_t)n * w.cols);
+    w.f = sq_new_array(float, (size_t)n *w.cols);
     for (size_t i = 0; i < (size_t)n * w.cols; i++) {
         int code = (int)(rng() % 255) - 127;
         w.u[i] = (uint8_t)(code + 128);
@@ -228,41 +228,37 @@ static float *definition(const struct world *w)
     return ret;
 }
 
-/* Plain attention in double for one row and head; ret_slack[d] = sum_j a_j-independent bound, see the test. */
+/* Plain attention in double for one row and head. ret_slack[d] = sum_j w_j 0.5/127 |v_j - ret[d]| / sum_j e_j, where w_j is the
+ * weight of key j's piece: what rounding each p to 1/127 of its piece's maximum can move. */
 static void exact_head(const struct world *w, int pos, int head, double *ret, double *ret_slack)
 {
+    static double e[N_BLOCKS * SQ_KV_BLOCK], weight[N_BLOCKS];
     const int dim = w->a.head_dim, kv_head = head / (w->a.n_heads / w->a.n_kv_heads);
     const float *q = w->f + (size_t)pos * w->cols + (size_t)(head * dim);
     size_t k_col = (size_t)((w->a.n_heads + kv_head) * dim);
     size_t v_col = k_col + (size_t)(w->a.n_kv_heads * dim);
-    static double s[N_BLOCKS * SQ_KV_BLOCK];
     double top = -INFINITY, sum = 0;
     for (int j = 0; j <= pos; j++) {
-        s[j] = 0;
+        e[j] = 0;
         for (int d = 0; d < dim; d++)
-            s[j] += (double)q[d] * (double)w->f[(size_t)j * w->cols + k_col + (size_t)d];
-        s[j] *= (double)w->a.score_mul;
-        top = fmax(top, s[j]);
+            e[j] += (double)q[d] * (double)w->f[(size_t)j * w->cols + k_col + (size_t)d];
+        e[j] *= (double)w->a.score_mul;
+        top = fmax(top, e[j]);
     }
-    for (int j = 0; j <= pos; j++)
-        sum += exp(s[j] - top);
+    for (int j = 0; j <= pos; j++) {
+        e[j] = exp(e[j] - top);
+        sum += e[j];
+        double *wp = &weight[j / SQ_ATTN_PIECE];
+        *wp = j % SQ_ATTN_PIECE == 0 ? e[j] : fmax(*wp, e[j]);
+    }
     for (int d = 0; d < dim; d++) {
         const float *v = w->f + v_col + d;
-        double spread = 0;
-        ret[d] = 0;
+        ret[d] = ret_slack[d] = 0;
         for (int j = 0; j <= pos; j++)
-            ret[d] += exp(s[j] - top) / sum * (double)v[(size_t)j * w->cols];
-        for (int j = 0; j <= pos; j++) { /* the piece's own maximum scales its rounding */
-            int j0 = j / SQ_ATTN_PIECE * SQ_ATTN_PIECE, j1 = SQ_MIN(j0 + SQ_ATTN_PIECE, pos + 1);
-            double m = -INFINITY;
-            for (int i = j0; i < j1 && j == j0; i++)
-                m = fmax(m, s[i]);
-            static double weight;
-            if (j == j0)
-                weight = exp(m - top);
-            spread += weight * 0.5 / 127 * fabs((double)v[(size_t)j * w->cols] - ret[d]);
-        }
-        ret_slack[d] = spread / sum;
+            ret[d] += e[j] / sum * (double)v[(size_t)j * w->cols];
+        for (int j = 0; j <= pos; j++)
+            ret_slack[d] += weight[j / SQ_ATTN_PIECE] * 0.5 / 127 / sum *
+                            fabs((double)v[(size_t)j * w->cols] - ret[d]);
         ret[d] *= (double)w->a.out_mul;
         ret_slack[d] *= (double)w->a.out_mul;
     }
@@ -309,10 +305,10 @@ static void test_equal_to_definition(void **state)
     (void)state;
     const int chunks[] = {1, 7, 64, 100000, 0};
     for (size_t i = 0; i < SQ_ARRAY_LEN(dims); i++) {
-        struct world w = world_new(SQ_I8, i % 2 ? 301 : 700, dims[i], 2, 2, 3.0f);
+        struct world w = world_new(SQ_I8, i ? 301 : 700, dims[i], 2, 2, 3.0f);
         check_world(&w, chunks);
         world_free(&w);
-        w = world_new(SQ_I8, i % 2 ? 530 : 270, dims[i], 4, 1, 8.0f);
+        w = world_new(SQ_I8, i == 1 ? 530 : 131, dims[i], 4, 1, 8.0f);
         check_world(&w, chunks);
         world_free(&w);
     }
@@ -324,7 +320,7 @@ static void test_float_equal_to_definition(void **state)
     const int chunks[] = {1, 7, 100000, 0};
     const int odd[] = {64, 80, 20, 7};
     for (size_t i = 0; i < SQ_ARRAY_LEN(odd); i++) {
-        struct world w = world_new(SQ_F32, i % 2 ? 290 : 540, odd[i], 4, i % 2 ? 1 : 4, 3.0f);
+        struct world w = world_new(SQ_F32, i ? 270 : 540, odd[i], 4, i % 2 ? 1 : 4, 3.0f);
         check_world(&w, chunks);
         world_free(&w);
     }
@@ -347,8 +343,8 @@ static void test_extremes(void **state)
     }
 }
 
-/* With P = rne(127 e) / 127 of the piece's maximum, |out - exact| <= sum_j w 0.5 |v_j - exact| / L: the slack. L may be smaller
- * than the exact sum by the same rounding, so the bound takes it twice, and 1e-4 for float arithmetic. */
+/* out - exact = sum_j (p_j - e_j) (v_j - exact) / L, and |p_j - e_j| <= w_j 0.5/127: the slack, but for L in place of the exact sum,
+ * which is within a tenth of it here; 1e-4 for float arithmetic. */
 static void test_near_exact_attention(void **state)
 {
     (void)state;
@@ -364,7 +360,7 @@ static void test_near_exact_attention(void **state)
                     float x;
                     size_t at = (size_t)pos * w.out_cols + (size_t)(h * 64 + d);
                     memcpy(&x, got + at * sizeof x, sizeof x);
-                    double bound = k ? 2e-6 : 2 * slack[d] + 1e-4;
+                    double bound = k ? 2e-6 : 1.1 * slack[d] + 1e-4;
                     if (!(fabs((double)x - want[d]) <= bound))
                         fail_msg("position %d, dimension %d: %g, want %g within %g", pos, d,
                                  (double)x, want[d], bound);

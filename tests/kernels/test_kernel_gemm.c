@@ -63,7 +63,7 @@ static void problem_fill(struct problem *p, uint32_t seed)
     p->mul = sq_new_array(float, n);
     p->bias = sq_new_array(float, n);
     p->row_scale = sq_new_array(float, m);
-    p->y0 = sq_new_array(float, m * n);
+    p->y0 = sq_new_array(float, m *n);
     p->bias_acc = sq_new_array(int32_t, n);
     for (size_t i = 0; i < n * k; i++)
         p->w[i] = draw_code(&s, p->fill, true);
@@ -114,12 +114,20 @@ static void run_open(struct run *r, const struct problem *p, const char *variant
 {
     struct sq_err err = {0};
     const struct sq_cpu_options o = {.n_threads = n_threads, .variant = variant};
-    const struct sq_linear_desc d = {.name = "w", .n_out = p->n, .n_in = p->k, .dtype = SQ_I8, .dynamic = p->dynamic, .out = p->out, .act = p->act};
+    const struct sq_linear_desc d = {.name = "w",
+                                     .n_out = p->n,
+                                     .n_in = p->k,
+                                     .dtype = SQ_I8,
+                                     .dynamic = p->dynamic,
+                                     .out = p->out,
+                                     .act = p->act};
     const struct sq_epilogue e = {.mul = p->mul, .bias = p->bias, .bias_acc = p->bias_acc};
     const size_t m = (size_t)p->m;
     assert_int_equal(sq_cpu_open(&o, &r->be, &err), 0);
     assert_int_equal(r->be->ops->buf_new(r->be, SQ_BUF_S8, m, p->k, &r->x, &err), 0);
-    assert_int_equal(r->be->ops->buf_new(r->be, p->out == SQ_OUT_S8 ? SQ_BUF_S8 : SQ_BUF_F32, m, p->n, &r->y, &err), 0);
+    assert_int_equal(r->be->ops->buf_new(r->be, p->out == SQ_OUT_S8 ? SQ_BUF_S8 : SQ_BUF_F32, m,
+                                         p->n, &r->y, &err),
+                     0);
     assert_int_equal(r->be->ops->linear_new(r->be, &d, &r->l, &err), 0);
     put_all(r, p);
     assert_int_equal(r->be->ops->linear_finish(r->be, r->l, &e, &err), 0);
@@ -177,9 +185,11 @@ static void check_naive(const struct problem *p, const struct run *r)
             for (size_t k = 0; k < p->k; k++)
                 acc += p->x[i * p->k + k] * p->w[j * p->k + k];
             if (p->out == SQ_OUT_S8) {
-                assert_int_equal(r->y->u[i * r->y->stride + j] - 128, naive_code(p, j, (int32_t)acc));
+                assert_int_equal(r->y->u[i * r->y->stride + j] - 128,
+                                 naive_code(p, j, (int32_t)acc));
             } else {
-                float want = naive_float(p, i, j, (int32_t)acc), got = r->y->f[i * r->y->stride + j];
+                float want = naive_float(p, i, j, (int32_t)acc),
+                      got = r->y->f[i * r->y->stride + j];
                 assert_memory_equal(&want, &got, sizeof want);
             }
         }
@@ -191,7 +201,8 @@ static void check_same(const struct problem *p, const struct run *a, const struc
 {
     const size_t n = a->y->max_rows * a->y->stride;
     const bool f32 = p->out != SQ_OUT_S8;
-    const void *pa = f32 ? (const void *)a->y->f : a->y->u, *pb = f32 ? (const void *)b->y->f : b->y->u;
+    const void *pa = f32 ? (const void *)a->y->f : a->y->u,
+               *pb = f32 ? (const void *)b->y->f : b->y->u;
     assert_memory_equal(pa, pb, n * (f32 ? sizeof(float) : 1));
     for (size_t i = 0; !f32 && i < n; i++)
         assert_true(i % a->y->stride < p->n || a->y->u[i] == 128);
@@ -222,15 +233,17 @@ static const struct epilogue_case {
     enum sq_act act;
     bool dynamic;
 } cases[] = {
-    {SQ_OUT_F32, SQ_ACT_NONE, false}, {SQ_OUT_F32, SQ_ACT_RELU, false}, {SQ_OUT_ADD, SQ_ACT_NONE, false},
-    {SQ_OUT_S8, SQ_ACT_NONE, false},  {SQ_OUT_S8, SQ_ACT_RELU, false},  {SQ_OUT_F32, SQ_ACT_NONE, true},
+    {SQ_OUT_F32, SQ_ACT_NONE, false}, {SQ_OUT_F32, SQ_ACT_RELU, false},
+    {SQ_OUT_ADD, SQ_ACT_NONE, false}, {SQ_OUT_S8, SQ_ACT_NONE, false},
+    {SQ_OUT_S8, SQ_ACT_RELU, false},  {SQ_OUT_F32, SQ_ACT_NONE, true},
     {SQ_OUT_ADD, SQ_ACT_RELU, true},
 };
 
 static struct problem problem_of(size_t i_case, int m, size_t n, size_t k, enum fill fill)
 {
     const struct epilogue_case *c = &cases[i_case % SQ_ARRAY_LEN(cases)];
-    return (struct problem){.m = m, .n = n, .k = k, .out = c->out, .act = c->act, .dynamic = c->dynamic, .fill = fill};
+    return (struct problem){
+        .m = m, .n = n, .k = k, .out = c->out, .act = c->act, .dynamic = c->dynamic, .fill = fill};
 }
 
 static void every_number_of_rows(void **state)
@@ -246,12 +259,15 @@ static void every_number_of_rows(void **state)
 
 static void odd_columns_and_depths(void **state)
 {
-    static const size_t ns[] = {1, 7, 8, 15, 16, 17, 31, 32, 33, 64, 97}, ks[] = {1, 2, 3, 4, 5, 8, 63, 64, 65, 260};
+    static const size_t ns[] = {1, 7, 8, 15, 16, 17, 31, 32, 33, 64, 97},
+                        ks[] = {1, 2, 3, 4, 5, 8, 63, 64, 65, 260};
     size_t c = 0;
     (void)state;
     for (size_t i = 0; i < SQ_ARRAY_LEN(ns); i++) {
         for (size_t j = 0; j < SQ_ARRAY_LEN(ks); j++, c++)
-            check_problem(problem_of(c, 1 + (int)(c % 6), ns[i], ks[j], c % 3 ? FILL_SMALL : FILL_RANDOM), (uint32_t)c, true);
+            check_problem(
+                problem_of(c, 1 + (int)(c % 6), ns[i], ks[j], c % 3 ? FILL_SMALL : FILL_RANDOM),
+                (uint32_t)c, true);
     }
 }
 
@@ -286,7 +302,8 @@ static void misuse_is_an_error(void **state)
 {
     struct sq_err err = {0};
     struct sq_linear *l;
-    const struct sq_linear_desc d = {.name = "q_proj", .n_out = 5, .n_in = 4, .dtype = SQ_I8, .out = SQ_OUT_F32};
+    const struct sq_linear_desc d = {
+        .name = "q_proj", .n_out = 5, .n_in = 4, .dtype = SQ_I8, .out = SQ_OUT_F32};
     const int8_t rows[20] = {0};
     const float mul[5] = {1, 1, 1, 1, 1};
     const struct sq_epilogue e = {.mul = mul};
@@ -306,9 +323,11 @@ static void misuse_is_an_error(void **state)
     assert_int_equal(sq_cpu_linear_put(l, 0, 1, rows, &err), -SQ_E_STATE);
     sq_cpu_linear_free(l);
 
-    const struct sq_linear_desc deep = {.name = "deep", .n_out = 1, .n_in = SQ_K_MAX + 1, .dtype = SQ_I8};
+    const struct sq_linear_desc deep = {
+        .name = "deep", .n_out = 1, .n_in = SQ_K_MAX + 1, .dtype = SQ_I8};
     assert_int_equal(sq_cpu_linear_new(&deep, &l, &err), -SQ_E_LIMIT);
-    const struct sq_linear_desc huge = {.name = "huge", .n_out = SIZE_MAX / 128, .n_in = 1024, .dtype = SQ_I8};
+    const struct sq_linear_desc huge = {
+        .name = "huge", .n_out = SIZE_MAX / 128, .n_in = 1024, .dtype = SQ_I8};
     assert_int_equal(sq_cpu_linear_new(&huge, &l, &err), -SQ_E_NOMEM);
 }
 
@@ -327,7 +346,8 @@ static void unknown_variant_is_refused(void **state)
 static void out_of_memory_is_an_error(void **state)
 {
     struct sq_err err = {0};
-    const struct sq_linear_desc d = {.name = "w", .n_out = 33, .n_in = 5, .dtype = SQ_I8, .out = SQ_OUT_F32};
+    const struct sq_linear_desc d = {
+        .name = "w", .n_out = 33, .n_in = 5, .dtype = SQ_I8, .out = SQ_OUT_F32};
     (void)state;
     for (uint64_t k = 1; k < 100; k++) {
         struct sq_linear *l = NULL;
@@ -359,9 +379,10 @@ static void names_match_tables(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names_match_tables),        cmocka_unit_test(every_number_of_rows), cmocka_unit_test(odd_columns_and_depths),
-        cmocka_unit_test(extreme_codes),             cmocka_unit_test(deepest_sum_fits),     cmocka_unit_test(many_rows),
-        cmocka_unit_test(misuse_is_an_error),        cmocka_unit_test(out_of_memory_is_an_error),
+        cmocka_unit_test(names_match_tables),         cmocka_unit_test(every_number_of_rows),
+        cmocka_unit_test(odd_columns_and_depths),     cmocka_unit_test(extreme_codes),
+        cmocka_unit_test(deepest_sum_fits),           cmocka_unit_test(many_rows),
+        cmocka_unit_test(misuse_is_an_error),         cmocka_unit_test(out_of_memory_is_an_error),
         cmocka_unit_test(unknown_variant_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -89,8 +89,8 @@ static float lanes_sum(const float *x, size_t n, float mean, int how)
 }
 
 /* ret = gamma * t + beta, fused */
-static void norm_def(const struct sq_norm *n, const float *x, const float *gamma,
-                     const float *beta, float *ret)
+static void norm_def(const struct sq_norm *n, const float *x, const float *gamma, const float *beta,
+                     float *ret)
 {
     float k = (float)n->dim, mean = 0.0f;
     if (n->kind == SQ_LAYERNORM)
@@ -452,10 +452,10 @@ int main(void)
 {
     rng_state = 3;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_norm),       cmocka_unit_test(test_norm_one_output),
-        cmocka_unit_test(test_quant_rows), cmocka_unit_test(test_ties),
-        cmocka_unit_test(test_embed),      cmocka_unit_test(test_observe),
-        cmocka_unit_test(test_argmax),     cmocka_unit_test(test_gemm_float),
+        cmocka_unit_test(test_norm),         cmocka_unit_test(test_norm_one_output),
+        cmocka_unit_test(test_quant_rows),   cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_observe),
+        cmocka_unit_test(test_argmax),       cmocka_unit_test(test_gemm_float),
         cmocka_unit_test(test_exp_accuracy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /* The HTTP side over the stand-in engine as a program, with the command line of `sqd serve` as far as the integration tests need it:
- *   api_harness serve --model DIR --listen ADDR... [--max-sequences N] [--max-queue N] [--max-step-tokens N] [--step-us N] [--load-ms N]
+ *   api_harness serve --model DIR --listen ADDR... [--max-sequences N] [--max-queue N] [--max-step-tokens N] [--step-us N] [--load-ms N] [--drain-timeout T]
  *                     [--LIMIT VALUE]... [--half-close-keep=yes] [--allow-chunked=yes] [--strict-fields=yes]
  * DIR needs tokenizer.json only. ADDR is HOST:PORT or unix:PATH. SIGTERM drains and exits. */
 #include <arpa/inet.h>
@@ -36,6 +36,7 @@ struct harness {
     struct sq_engine_fake fake;
     const char *dir;
     bool closing;
+    uint64_t drain_ms;
 };
 
 static void die(const char *what, const struct sq_err *err)
@@ -82,7 +83,7 @@ static void on_term(uv_signal_t *s, int signum)
     struct harness *me = s->data;
     (void)signum;
     sq_api_set_state(me->api, SQ_API_DRAINING);
-    uv_timer_start(&me->drain, on_deadline, 3000, 0);
+    uv_timer_start(&me->drain, on_deadline, me->drain_ms, 0);
     sq_api_quiesce(me->api);
 }
 
@@ -96,7 +97,8 @@ static void on_load(uv_timer_t *t)
     if (sq_tokenizer_open(AT_FDCWD, path, 0, &me->tokenizer, &err))
         die(path, &err);
     me->fake.vocab = (int)sq_tokenizer_n_ids(me->tokenizer);
-    if (sq_engine_fake_open(&me->engine_options, &me->fake, &me->engine, &err) || sq_engine_start(me->engine, &err))
+    if (sq_engine_fake_open(&me->engine_options, &me->fake, &me->engine, &err) ||
+        sq_engine_start(me->engine, &err))
         die("engine", &err);
     const struct sq_api_model m = {.engine = me->engine,
                                    .tokenizer = me->tokenizer,
@@ -197,6 +199,8 @@ static void set_option(struct harness *me, struct args *a, char *name, const cha
         a->name = value;
     else if (!strcmp(name, "max_step_tokens"))
         me->fake.prefill_rows = (unsigned)atoi(value);
+    else if (!strcmp(name, "drain_timeout"))
+        me->drain_ms = (uint64_t)parse(value, "ms");
     else if (!strcmp(name, "load_ms"))
         a->load_ms = (unsigned)atoi(value);
     else if (!strcmp(name, "half_close_keep"))
@@ -211,9 +215,13 @@ static void set_option(struct harness *me, struct args *a, char *name, const cha
 
 int main(int argc, char **argv)
 {
-    static struct harness me = {
-        .engine_options = {.max_sequences = 64, .max_context = 512, .kv_blocks = 1024, .max_queue = 256, .max_queue_tokens = 262144},
-        .fake = {.first_id = 300, .step_us = 1000, .prefill_rows = 256}};
+    static struct harness me = {.engine_options = {.max_sequences = 64,
+                                                   .max_context = 512,
+                                                   .kv_blocks = 1024,
+                                                   .max_queue = 256,
+                                                   .max_queue_tokens = 262144},
+                                .fake = {.first_id = 300, .step_us = 1000, .prefill_rows = 256},
+                                .drain_ms = 60000};
     struct args a = {0};
     struct sq_err err = {0};
     sq_api_limits_default(&a.api.limits);

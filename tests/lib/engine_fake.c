@@ -39,8 +39,8 @@ static uint64_t mix(uint64_t h, uint64_t v)
     return h ^ h >> 29;
 }
 
-int sq_engine_fake_open(const struct sq_engine_options *o, const struct sq_engine_fake *f, struct sq_engine **ret,
-                        struct sq_err *err)
+int sq_engine_fake_open(const struct sq_engine_options *o, const struct sq_engine_fake *f,
+                        struct sq_engine **ret, struct sq_err *err)
 {
     struct sq_engine *e = sq_new(struct sq_engine);
     if (!e)
@@ -111,7 +111,8 @@ static void decode(struct sq_engine *e, struct job *j)
         job_end(e, j);
         return;
     }
-    j->hash = mix(j->hash, j->r.sampling.temperature > 0 ? j->r.sampling.seed + (uint64_t)j->n_done : (uint64_t)j->n_done);
+    j->hash = mix(j->hash, j->r.sampling.temperature > 0 ? j->r.sampling.seed + (uint64_t)j->n_done
+                                                         : (uint64_t)j->n_done);
     int32_t token = e->f.first_id + (int32_t)(j->hash % (uint64_t)(e->f.vocab - e->f.first_id));
     j->n_done++;
     j->r.credit--;
@@ -127,8 +128,7 @@ static void decode(struct sq_engine *e, struct job *j)
 static bool step(struct sq_engine *e)
 {
     bool moved = false;
-    sq_list_each(it, &e->jobs)
-    {
+    sq_list_each (it, &e->jobs) {
         struct job *j = sq_list_entry(it, struct job, link);
         if (j->cancelled) {
             emit(e, j, -1, SQ_FINISH_CANCELLED);
@@ -183,7 +183,7 @@ struct sq_engine *sq_engine_close(struct sq_engine *e)
     pthread_mutex_unlock(&e->lock);
     if (e->started)
         pthread_join(e->thread, NULL);
-    sq_list_each(it, &e->jobs)
+    sq_list_each (it, &e->jobs)
         job_end(e, sq_list_entry(it, struct job, link));
     SQ_ASSERT(!e->kv_used && !e->running && !e->waiting);
     sq_events_free(e->events);
@@ -212,10 +212,10 @@ int sq_engine_submit(struct sq_engine *e, const struct sq_request *reqs, int n, 
     for (int i = 0; i < n; i++)
         tokens += reqs[i].n_ids;
     pthread_mutex_lock(&e->lock);
-    int rc = e->draining                                                             ? SQ_ENGINE_DRAINING
-             : e->waiting + n > e->o.max_queue                                       ? SQ_ENGINE_FULL
+    int rc = e->draining                                          ? SQ_ENGINE_DRAINING
+             : e->waiting + n > e->o.max_queue                    ? SQ_ENGINE_FULL
              : e->waiting_tokens + tokens > e->o.max_queue_tokens ? SQ_ENGINE_FULL
-                                                                                     : 0;
+                                                                  : 0;
     for (int i = 0; i < n && !rc; i++) {
         sq_list_append(&e->jobs, &job_new(&reqs[i])->link);
         e->waiting++;
@@ -228,8 +228,7 @@ int sq_engine_submit(struct sq_engine *e, const struct sq_request *reqs, int n, 
 
 static struct job *find(struct sq_engine *e, sq_req_id id)
 {
-    sq_list_each(it, &e->jobs)
-    {
+    sq_list_each (it, &e->jobs) {
         struct job *j = sq_list_entry(it, struct job, link);
         if (j->r.id == id)
             return j;

@@ -13,5 +13,5 @@ struct sq_engine_fake {
     int vocab, first_id; /* tokens are first_id .. vocab - 1 */
     unsigned step_us, prefill_rows;
 };
-int sq_engine_fake_open(const struct sq_engine_options *o, const struct sq_engine_fake *f, struct sq_engine **ret,
-                        struct sq_err *err) SQ_CHECKED;
+int sq_engine_fake_open(const struct sq_engine_options *o, const struct sq_engine_fake *f,
+                        struct sq_engine **ret, struct sq_err *err) SQ_CHECKED;

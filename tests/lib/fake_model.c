@@ -1,4 +1,5 @@
-/* A model of the OPT family without files, on the fake backend: what the loader would make of a config, with weights of one repeated row. */
+/* A model of the OPT family without files, on the fake backend: what the loader would make of a
+ * config, with weights of one repeated row. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

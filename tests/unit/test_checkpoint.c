@@ -323,6 +323,47 @@ static void test_truncated_shard(void **state)
     expect_error(f, SQ_E_FORMAT, "s1.safetensors: S10: the tensors end at byte");
 }
 
+/* Every type to f32, over more elements than are converted at a time, and no byte beyond them. */
+static void test_widening(void **state)
+{
+    (void)state;
+    static const size_t shape[] = {5, 1001};
+    static const enum sq_dtype types[] = {SQ_F32, SQ_F16, SQ_BF16, SQ_I8};
+    struct sq_file_tensors l = {0};
+    struct sq_source *s = sq_files_source(&l);
+    float *dst = malloc(5006 * sizeof *dst);
+    for (int i = 0; i < 4; i++) {
+        struct sq_file_tensor *t = sq_files_put(&l, "t", types[i], 2, shape, NULL);
+        uint16_t *h = t->data;
+        for (int k = 0; k < 5005; k++) {
+            float v = (float)(k % 120 - 60); /* exact in all four */
+            uint32_t u;
+            memcpy(&u, &v, sizeof u);
+            if (types[i] == SQ_F32)
+                ((float *)t->data)[k] = v;
+            else if (types[i] == SQ_I8)
+                ((int8_t *)t->data)[k] = (int8_t)v;
+            else if (types[i] == SQ_BF16)
+                h[k] = (uint16_t)(u >> 16);
+            else
+                h[k] = v == 0
+                           ? 0
+                           : (uint16_t)((u >> 16 & 0x8000) | (((u >> 13) - (112u << 10)) & 0x7fff));
+        }
+        dst[5005] = 7;
+        assert_int_equal(sq_source_read_f32(s, "t", 0, 5, dst, NULL), 0);
+        for (int k = 0; k < 5005; k++)
+            assert_true(dst[k] == (float)(k % 120 - 60));
+        assert_true(dst[5005] == 7);
+        assert_int_equal(sq_source_read_f32(s, "t", 3, 1, dst, NULL), 0);
+        assert_true(dst[0] == (float)(3003 % 120 - 60) && dst[1000] == (float)(4003 % 120 - 60));
+    }
+    assert_int_equal(sq_source_read_f32(s, "none", 0, 1, dst, NULL), -SQ_E_NOTFOUND);
+    free(dst);
+    sq_source_close(s);
+    sq_files_done(&l);
+}
+
 static void test_custom_code(void **state)
 {
     struct fixture *f = *state;
@@ -369,7 +410,8 @@ int main(void)
         T(test_one_file),        T(test_shards),        T(test_index_rules),
         T(test_index_text),      T(test_nothing_there), T(test_two_shards_one_name),
         T(test_prefixes),        T(test_scales),        T(test_changes),
-        T(test_truncated_shard), T(test_custom_code),   T(test_out_of_memory),
+        T(test_truncated_shard), T(test_custom_code),   cmocka_unit_test(test_widening),
+        T(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

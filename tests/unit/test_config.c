@@ -335,12 +335,29 @@ static void test_generation(void **state)
     sq_files_rmdir(dir);
 }
 
+static void test_ignore_limit(void **state)
+{
+    (void)state;
+    for (int n = 256; n <= 257; n++) {
+        char list[8 * 257 + 8] = "[", *json;
+        for (int i = 0; i < n; i++)
+            strcat(list, i ? ",\"abc\"" : "\"abc\"");
+        strcat(list, "]");
+        json = variant(true, Q "ignore", list);
+        struct sq_config c;
+        struct sq_err err = {0};
+        check(parse(json, &c, &err), &err, n > 256 ? SQ_E_LIMIT : 0,
+              "C5: key 'quantization_config.ignore': 257 entries, the limit is 256", "a long list");
+        free(json);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_samples),    cmocka_unit_test(test_raw),
         cmocka_unit_test(test_values),     cmocka_unit_test(test_variants),
-        cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_generation), cmocka_unit_test(test_ignore_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -376,6 +376,41 @@ static void test_quantised_projection(void **state)
     sq_load_done(&f);
 }
 
+/* --- random weights ------------------------------------------------------------------------------------------------ */
+
+/* Any rows alone are what they are in the whole; another seed, name or row gives others; codes are spread over -127..127. */
+static void test_random_source(void **state)
+{
+    (void)state;
+    struct sq_config c = sq_load_config(SQ_SCHEME_W8A8_STATIC);
+    struct sq_source *a, *b;
+    struct sq_tensor_info t;
+    int8_t whole[24 * 16], part[5 * 16], other[24 * 16];
+    assert_int_equal(sq_random_source_open(&c, 1, &a, NULL), 0);
+    assert_int_equal(sq_random_source_open(&c, 2, &b, NULL), 0);
+    assert_true(a->ops->find(a, L0 "fc1.weight", &t) && t.dtype == SQ_I8 && t.n_elems == 384);
+    assert_int_equal(a->ops->read(a, L0 "fc1.weight", 0, 24, whole, NULL), 0);
+    assert_int_equal(a->ops->read(a, L0 "fc1.weight", 7, 5, part, NULL), 0);
+    assert_memory_equal(part, whole + 7 * 16, sizeof part);
+    assert_memory_not_equal(whole, whole + 16, 16);
+    assert_int_equal(b->ops->read(b, L0 "fc1.weight", 0, 24, other, NULL), 0);
+    assert_memory_not_equal(whole, other, sizeof whole);
+    assert_int_equal(a->ops->read(a, L1 "fc1.weight", 0, 24, other, NULL), 0);
+    assert_memory_not_equal(whole, other, sizeof whole);
+    int n_large = 0, sum = 0;
+    for (size_t i = 0; i < sizeof whole; i++) {
+        assert_true(whole[i] > -128);
+        n_large += abs(whole[i]) > 63;
+        sum += whole[i];
+    }
+    assert_true(n_large > 150 && n_large < 234 && abs(sum) < 384 * 12);
+    assert_false(a->ops->find(a, P "layers.2.fc1.weight", &t));
+    assert_false(a->ops->find(a, "lm_head.weight", &t));
+    assert_int_equal(a->ops->read(a, "x", 0, 1, whole, NULL), -SQ_E_NOTFOUND);
+    sq_source_close(a);
+    sq_source_close(b);
+}
+
 /* --- real directories ---------------------------------------------------------------------------------------------- */
 
 static void test_committed_models(void **state)
@@ -424,6 +459,7 @@ int main(void)
         cmocka_unit_test(test_head_int8),
         cmocka_unit_test(test_head_stored),
         cmocka_unit_test(test_quantised_projection),
+        cmocka_unit_test(test_random_source),
         cmocka_unit_test(test_committed_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

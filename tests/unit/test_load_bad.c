@@ -35,6 +35,11 @@ static void add_layer(struct sq_load_fixture *f)
     sq_load_set_scale(f, P "layers.2.fc1.bias", 1);
 }
 
+static void odd_number(struct sq_load_fixture *f)
+{
+    sq_load_set_scale(f, P "layers.00.fc1.bias", 1);
+}
+
 static void wrong_shape(struct sq_load_fixture *f)
 {
     size_t shape[] = {16, 16};
@@ -191,6 +196,7 @@ static const struct bad {
     {SQ_SCHEME_FLOAT, drop_and_add, SQ_E_FORMAT,
      "missing tensors: 1 ('" L1 "fc1.bias'); surplus: 4 ('ghost.0', 'ghost.1', 'ghost.2', ...)"},
     {SQ_SCHEME_FLOAT, add_layer, SQ_E_FORMAT, "surplus: 1 ('" P "layers.2.fc1.bias')"},
+    {SQ_SCHEME_FLOAT, odd_number, SQ_E_FORMAT, "surplus: 1 ('" P "layers.00.fc1.bias')"},
     {SQ_SCHEME_FLOAT, wrong_shape, SQ_E_FORMAT,
      "'" L0 "fc1.weight': C4: expected shape [24, 16], found [16, 16]"},
     {SQ_SCHEME_FLOAT, empty_tensor, SQ_E_FORMAT, "C4: expected shape [24, 16], found [0, 16]"},

@@ -18,7 +18,11 @@ static struct sq_tokenizer *tokenizer;
 
 static struct sq_border border(void)
 {
-    struct sq_border b = {.names = names, .tokenizer = tokenizer, .vocab = 4096, .max_context = 512, .bos = 2,
+    struct sq_border b = {.names = names,
+                          .tokenizer = tokenizer,
+                          .vocab = 4096,
+                          .max_context = 512,
+                          .bos = 2,
                           .gen = {NAN, NAN, NAN, NAN, -1, -1}};
     sq_api_limits_default(&b.limits);
     return b;
@@ -33,7 +37,8 @@ static struct sq_completion accept(const struct sq_border *b, const char *body)
     return c;
 }
 
-static void refuse(const struct sq_border *b, const char *body, enum sq_status status, const char *param)
+static void refuse(const struct sq_border *b, const char *body, enum sq_status status,
+                   const char *param)
 {
     struct sq_completion c = {0};
     struct sq_fault f = {0};
@@ -54,13 +59,19 @@ static void test_defaults(void **state)
     struct sq_completion c = accept(&b, "{\"prompt\":\"a\"}");
     assert_int_equal(c.sampling.max_tokens, 16);
     assert_int_equal(c.n, 1);
-    assert_true(c.sampling.temperature == 1 && c.sampling.top_p == 1 && c.sampling.min_p == 0 && c.sampling.repetition == 1);
+    assert_true(c.sampling.temperature == 1 && c.sampling.top_p == 1 && c.sampling.min_p == 0 &&
+                c.sampling.repetition == 1);
     assert_int_equal(c.sampling.top_k, 0);
     assert_false(c.stream || c.has_seed || c.sampling.ignore_eos || c.include_usage);
     sq_completion_done(&c);
-    b.gen = (struct sq_gen_defaults){.temperature = 0.5f, .top_p = 0.25f, .min_p = 0.125f, .repetition_penalty = 1.5f, .top_k = 7};
+    b.gen = (struct sq_gen_defaults){.temperature = 0.5f,
+                                     .top_p = 0.25f,
+                                     .min_p = 0.125f,
+                                     .repetition_penalty = 1.5f,
+                                     .top_k = 7};
     c = accept(&b, "{\"prompt\":\"a\",\"top_p\":0.75}");
-    assert_true(c.sampling.temperature == 0.5f && c.sampling.top_p == 0.75f && c.sampling.min_p == 0.125f && c.sampling.repetition == 1.5f);
+    assert_true(c.sampling.temperature == 0.5f && c.sampling.top_p == 0.75f &&
+                c.sampling.min_p == 0.125f && c.sampling.repetition == 1.5f);
     assert_int_equal(c.sampling.top_k, 7);
     sq_completion_done(&c);
 }
@@ -69,11 +80,14 @@ static void test_values(void **state)
 {
     (void)state;
     struct sq_border b = border();
-    struct sq_completion c = accept(
-        &b, "{\"model\":\"other\",\"prompt\":[[5,6],[7.0]],\"max_tokens\":9,\"min_tokens\":3,\"n\":4,\"temperature\":0.5,\"top_p\":0.9,\"top_k\":-1,"
-            "\"min_p\":0.1,\"presence_penalty\":-2,\"frequency_penalty\":2,\"repetition_penalty\":1.25,\"seed\":-1,\"stop\":[\"\",\"x\",\"yz\"],"
-            "\"stop_token_ids\":[9,10],\"logit_bias\":{\"0\":-100,\"4095\":1.5,\"7\":null},\"ignore_eos\":true,\"stream\":true,"
-            "\"stream_options\":{\"include_usage\":true},\"user\":\"u\",\"mystery\":[{}]}");
+    struct sq_completion c =
+        accept(&b, "{\"model\":\"other\",\"prompt\":[[5,6],[7.0]],\"max_tokens\":9,\"min_tokens\":"
+                   "3,\"n\":4,\"temperature\":0.5,\"top_p\":0.9,\"top_k\":-1,"
+                   "\"min_p\":0.1,\"presence_penalty\":-2,\"frequency_penalty\":2,\"repetition_"
+                   "penalty\":1.25,\"seed\":-1,\"stop\":[\"\",\"x\",\"yz\"],"
+                   "\"stop_token_ids\":[9,10],\"logit_bias\":{\"0\":-100,\"4095\":1.5,\"7\":null},"
+                   "\"ignore_eos\":true,\"stream\":true,"
+                   "\"stream_options\":{\"include_usage\":true},\"user\":\"u\",\"mystery\":[{}]}");
     assert_int_equal(c.n_prompts, 2);
     assert_int_equal(c.prompts[0].n_ids, 2);
     assert_int_equal(c.prompts[1].ids[0], 7);
@@ -119,7 +133,8 @@ static void test_bounds(void **state)
         const char *values[] = {rows[i].below, rows[i].low, rows[i].high, rows[i].above};
         for (int k = 0; k < 4; k++) {
             char body[128];
-            (void)snprintf(body, sizeof(body), "{\"prompt\":\"a\",\"%s\":%s}", rows[i].name, values[k]);
+            (void)snprintf(body, sizeof(body), "{\"prompt\":\"a\",\"%s\":%s}", rows[i].name,
+                           values[k]);
             if (k == 0 || k == 3) {
                 refuse(&b, body, SQ_STATUS_INVALID_VALUE, rows[i].name);
             } else {
@@ -176,7 +191,9 @@ static void test_no_memory(void **state)
 {
     (void)state;
     struct sq_border b = border();
-    static const char body[] = "{\"prompt\":[\"some words\",\"\"],\"stop\":[\"x\",\"y\"],\"stop_token_ids\":[5],\"logit_bias\":{\"5\":1}}";
+    static const char body[] =
+        "{\"prompt\":[\"some "
+        "words\",\"\"],\"stop\":[\"x\",\"y\"],\"stop_token_ids\":[5],\"logit_bias\":{\"5\":1}}";
     for (uint64_t k = 1; k < 200; k++) {
         struct sq_completion c = {0};
         struct sq_fault f = {0};
@@ -199,7 +216,8 @@ static int setup(void **state)
 {
     (void)state;
     struct sq_err err = {0};
-    return sq_tokenizer_open(-100, SQD_SOURCE_DIR "/tests/models/demo-opt/tokenizer.json", 0, &tokenizer, &err);
+    return sq_tokenizer_open(-100, SQD_SOURCE_DIR "/tests/models/demo-opt/tokenizer.json", 0,
+                             &tokenizer, &err);
 }
 
 static int teardown(void **state)
@@ -212,8 +230,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults), cmocka_unit_test(test_values), cmocka_unit_test(test_bounds),
-        cmocka_unit_test(test_prompts),  cmocka_unit_test(test_strict), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_defaults), cmocka_unit_test(test_values),
+        cmocka_unit_test(test_bounds),   cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_strict),   cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -89,6 +89,8 @@ static const struct sample {
      "'a': S8: 12 bits"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, SQ_E_FORMAT,
      "'a': S9: F32 [2] needs 8 bytes, data_offsets span 4"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8, SQ_E_FORMAT,
+     "'a': S9: F32 [1] needs 4 bytes, data_offsets span 8"},
     {"{\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[2,1]}}", 2, SQ_E_FORMAT,
      "'a': S9: begins at 2"},
     {"{" F32_4("a", 16, 32) "}", 32, SQ_E_FORMAT, "'a': S10: begins at 16, expected 0: a hole"},

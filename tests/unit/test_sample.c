@@ -1,4 +1,5 @@
-/* The sampler: each setting against a plain reference that sorts, frequencies against the distribution it gives, and exact determinism. */
+/* The sampler: each setting against a plain reference that sorts, frequencies against the
+ * distribution it gives, and exact determinism. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +30,7 @@ static void random_logits(float *l, uint64_t seed)
         l[i] = (float)(noise(seed * V + (uint64_t)i) * 8.0 - 4.0);
 }
 
-/* --- the reference ----------------------------------------------------------------------------- */
+/* --- the reference ---------------------------------------------------------------------------- */
 
 struct ranked {
     int id;
@@ -77,7 +78,8 @@ static void reference(const float *l, const struct sq_sampling *s, double *p)
         p[r[i].id] = r[i].p;
 }
 
-/* Draws N_DRAWS tokens with seeds 0, 1, ...: nothing outside the reference's set, every frequency within five standard deviations. */
+/* Draws N_DRAWS tokens with seeds 0, 1, ...: nothing outside the reference's set, every frequency
+ * within five standard deviations. */
 static void check_distribution(struct sq_sampler *smp, const float *l, struct sq_sampling s)
 {
     int32_t prompt = 0;
@@ -104,10 +106,12 @@ static void frequencies_follow_the_distribution(void **state)
         float temperature, top_p, min_p;
         int top_k;
     } cases[] = {
-        {1.0f, 1.0f, 0.0f, 0},   {0.5f, 1.0f, 0.0f, 0},  {2.0f, 1.0f, 0.0f, 0},   {1.0f, 1.0f, 0.0f, 5},
-        {1.0f, 0.7f, 0.0f, 0},   {1.0f, 0.2f, 0.0f, 0},  {1.0f, 0.999f, 0.0f, 0}, {1.0f, 1.0f, 0.1f, 0},
-        {0.8f, 0.9f, 0.05f, 10}, {1.5f, 0.5f, 0.2f, 3},  {1.0f, 0.6f, 0.3f, 0},   {1.0f, 1.0f, 0.4f, 4},
-        {1.0f, 1.0f, 0.0f, V},   {1.0f, 0.01f, 0.0f, 0}, {0.05f, 1.0f, 0.0f, 0},
+        {1.0f, 1.0f, 0.0f, 0},   {0.5f, 1.0f, 0.0f, 0},   {2.0f, 1.0f, 0.0f, 0},
+        {1.0f, 1.0f, 0.0f, 5},   {1.0f, 0.7f, 0.0f, 0},   {1.0f, 0.2f, 0.0f, 0},
+        {1.0f, 0.999f, 0.0f, 0}, {1.0f, 1.0f, 0.1f, 0},   {0.8f, 0.9f, 0.05f, 10},
+        {1.5f, 0.5f, 0.2f, 3},   {1.0f, 0.6f, 0.3f, 0},   {1.0f, 1.0f, 0.4f, 4},
+        {1.0f, 1.0f, 0.0f, V},   {300.0f, 0.5f, 0.0f, 0}, {300.0f, 0.9f, 0.0f, 30},
+        {1.0f, 0.01f, 0.0f, 0},  {0.05f, 1.0f, 0.0f, 0},
     };
     (void)state;
     struct sq_sampler *smp = sq_sampler_new(V);
@@ -149,13 +153,15 @@ static void uniform_numbers_are_uniform_and_fixed(void **state)
     assert_true(sq_sample_uniform(12345, 678) == 0x1.b191728d0026ap-1);
 }
 
-/* --- greedy, ties, penalties --------------------------------------------------------------------- */
+/* --- greedy, ties, penalties ------------------------------------------------------------------ */
 
-static int32_t pick(const float *l, const struct sq_sampling *s, const int32_t *ids, int n_prompt, int n_ids)
+static int32_t pick(const float *l, const struct sq_sampling *s, const int32_t *ids, int n_prompt,
+                    int n_ids)
 {
     static const int32_t eos[] = {2};
     struct sq_sampler *smp = sq_sampler_new(V);
-    struct sq_sample_in in = {.sampling = s, .ids = ids, .n_prompt = n_prompt, .n_ids = n_ids, .eos = eos, .n_eos = 1};
+    struct sq_sample_in in = {
+        .sampling = s, .ids = ids, .n_prompt = n_prompt, .n_ids = n_ids, .eos = eos, .n_eos = 1};
     int32_t id = sq_sample(smp, &in, l), again = sq_sample(smp, &in, l);
     assert_int_equal(id, again); /* no scratch is left behind */
     sq_sampler_free(smp);
@@ -173,6 +179,8 @@ static void equals_go_to_the_lowest_id(void **state)
     k1.top_k = 1;
     p0.top_p = 0.0f;
     k2.top_k = 2;
+    struct sq_sampling half = neutral;
+    half.top_p = 0.5f;
     assert_int_equal(pick(l, &greedy, prompt, 1, 1), 5);
     for (uint64_t seed = 0; seed < 50; seed++) {
         k1.seed = p0.seed = k2.seed = seed;
@@ -181,6 +189,10 @@ static void equals_go_to_the_lowest_id(void **state)
         int32_t id = pick(l, &k2, prompt, 1, 1);
         assert_true(id == 5 || id == 9);
     }
+    for (int i = 0; i < V; i++)
+        l[i] = -1.0f;
+    for (half.seed = 0; half.seed < 200; half.seed++) /* 37 equals: 19 of them are half */
+        assert_in_range(pick(l, &half, prompt, 1, 1), 0, 18);
 }
 
 static void penalties_hit_what_they_should(void **state)
@@ -200,7 +212,7 @@ static void penalties_hit_what_they_should(void **state)
     s.repetition = 2.2f; /* 1.82, each once however often it stands there */
     assert_int_equal(pick(l, &s, ids, 2, 5), 7);
     s.repetition = 1.0f;
-    l[3] = 0.0f; /* generated ones only from here on: 4 has 3.5, 6 has 3 */
+    l[3] = 0.0f;        /* generated ones only from here on: 4 has 3.5, 6 has 3 */
     s.frequency = 0.4f; /* 2.7, 2.6 */
     assert_int_equal(pick(l, &s, ids, 2, 5), 4);
     s.frequency = 0.6f; /* 2.3, 2.4 */
@@ -254,7 +266,8 @@ static void only_plain_requests_leave_logits_on_the_device(void **state)
     const int32_t ids[] = {1, 1}, eos[] = {2}, stops[] = {3};
     const struct sq_token_bias bias = {1, 1.0f};
     struct sq_sampling s = neutral;
-    struct sq_sample_in in = {.sampling = &s, .ids = ids, .n_prompt = 1, .n_ids = 2, .eos = eos, .n_eos = 1};
+    struct sq_sample_in in = {
+        .sampling = &s, .ids = ids, .n_prompt = 1, .n_ids = 2, .eos = eos, .n_eos = 1};
     assert_false(sq_sample_is_argmax(&in));
     s.temperature = 0.0f;
     assert_true(sq_sample_is_argmax(&in));
@@ -326,7 +339,8 @@ static void the_same_seed_gives_the_same_token(void **state)
         same += first[i] == first[0];
     assert_true(same < 25); /* the index counts */
     /* the index is that of the generated token, so a longer prompt does not shift it */
-    assert_int_equal(pick(l, &s, ids, 20, 23), first[3]);
+    for (int i = 0; i < 32; i++)
+        assert_int_equal(pick(l, &s, ids, 20, 20 + i), first[i]);
 }
 
 static void out_of_memory_is_told(void **state)

@@ -1,5 +1,6 @@
-/* The scheduler in a simulated world: random arrivals, cancels and credits against small pools. A sequence's next token is a hash of what
- * stands in the cells of its own blocks, so that a lost, shared or stale block shows as a token that its solo run would not give. */
+/* The scheduler in a simulated world: random arrivals, cancels and credits against small pools. A
+ * sequence's next token is a hash of what stands in the cells of its own blocks, so that a lost,
+ * shared or stale block shows as a token that its solo run would not give. */
 #include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -152,7 +153,8 @@ static void check_blocks(struct world *w)
     assert_int_equal(n + sq_kvpool_n_free(w->pool), w->n_blocks);
 }
 
-/* An empty step is right only if nobody with credit is there, or what holds the blocks is reserved and waits for its client. */
+/* An empty step is right only if nobody with credit is there, or what holds the blocks is reserved
+ * and waits for its client. */
 static void check_progress(struct world *w, const struct sq_plan *plan)
 {
     bool someone_could = false, hostage = false;
@@ -169,7 +171,8 @@ static const struct sq_job *oldest_job(struct world *w, bool running_only)
     const struct sq_job *best = NULL;
     for (int i = 0; i < MAX_LIVE; i++) {
         const struct sq_job *j = w->clients[i].job;
-        if (j && j->credit > 0 && (!running_only || j->state == SQ_JOB_RUNNING) && (!best || j->seq < best->seq))
+        if (j && j->credit > 0 && (!running_only || j->state == SQ_JOB_RUNNING) &&
+            (!best || j->seq < best->seq))
             best = j;
     }
     return best;
@@ -293,7 +296,7 @@ static void world_init(struct world *w, uint64_t seed)
     assert_non_null(w->sched);
 }
 
-/* All clients read again: everything must end, in a bounded number of steps, without an empty one. */
+/* All clients read again: everything must end, in a bounded number of steps, none of them empty. */
 static void world_end(struct world *w)
 {
     for (int i = 0; i < MAX_LIVE; i++)
@@ -328,12 +331,13 @@ static void random_worlds_keep_every_promise(void **state)
         finished += w.n_finished;
         steps += w.n_steps;
     }
-    print_message("240000 operations, %llu steps: %llu sequences finished, %llu preemptions\n", (unsigned long long)steps,
-                  (unsigned long long)finished, (unsigned long long)preempted);
+    print_message("240000 operations, %llu steps: %llu sequences finished, %llu preemptions\n",
+                  (unsigned long long)steps, (unsigned long long)finished,
+                  (unsigned long long)preempted);
     assert_true(preempted > 100); /* else the worlds were too roomy to show anything */
 }
 
-/* --- single situations ----------------------------------------------------------------------- */
+/* --- single situations ------------------------------------------------------------------------ */
 
 struct small {
     struct sq_kvpool *pool;
@@ -354,8 +358,11 @@ static struct small small_new(int n_blocks, int max_sequences, int max_step_toke
 
 static struct sq_job *put(struct small *t, int n_ids, int max_tokens, int credit)
 {
-    struct sq_request r = {
-        .id = ++t->id, .ids = t->ids, .n_ids = n_ids, .sampling = {.max_tokens = max_tokens}, .credit = credit};
+    struct sq_request r = {.id = ++t->id,
+                           .ids = t->ids,
+                           .n_ids = n_ids,
+                           .sampling = {.max_tokens = max_tokens},
+                           .credit = credit};
     struct sq_job *j = sq_job_new(&r);
     sq_sched_add(t->s, j);
     return j;

@@ -37,18 +37,23 @@ static void test_fault(void **state)
     struct sq_fault f;
     assert_true(sq_fault_set(&f, SQ_STATUS_QUEUE_FULL, NULL, "full \"%d\"", 5) < 0);
     sq_sse_fault(&o, &f);
-    expect(&o, "data: {\"error\":{\"message\":\"full \\\"5\\\"\",\"type\":\"rate_limit_error\",\"param\":null,\"code\":\"queue_full\"}}\n\n");
+    expect(
+        &o,
+        "data: {\"error\":{\"message\":\"full "
+        "\\\"5\\\"\",\"type\":\"rate_limit_error\",\"param\":null,\"code\":\"queue_full\"}}\n\n");
     assert_true(sq_fault_set(&f, SQ_STATUS_INVALID_VALUE, "stop[1]", "bad") < 0);
     struct sq_reply r;
     sq_reply_fault(&r, &f);
     assert_int_equal(r.http, 400);
-    expect(&r.body, "{\"error\":{\"message\":\"bad\",\"type\":\"invalid_request_error\",\"param\":\"stop[1]\",\"code\":\"invalid_value\"}}");
+    expect(&r.body, "{\"error\":{\"message\":\"bad\",\"type\":\"invalid_request_error\",\"param\":"
+                    "\"stop[1]\",\"code\":\"invalid_value\"}}");
     assert_true(sq_fault_set(&f, SQ_STATUS_CONTEXT, "prompt", "long") < 0);
     f.counts[0] = 1;
     f.counts[1] = 2;
     f.counts[2] = 3;
     sq_fault_write(&f, &o);
-    expect(&o, "{\"error\":{\"message\":\"long\",\"type\":\"invalid_request_error\",\"param\":\"prompt\",\"code\":\"context_length_exceeded\","
+    expect(&o, "{\"error\":{\"message\":\"long\",\"type\":\"invalid_request_error\",\"param\":"
+               "\"prompt\",\"code\":\"context_length_exceeded\","
                "\"n_prompt_tokens\":1,\"max_tokens\":2,\"n_ctx\":3}}");
 }
 
@@ -100,7 +105,8 @@ static void test_fifo(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_frames), cmocka_unit_test(test_fault), cmocka_unit_test(test_statuses),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_frames), cmocka_unit_test(test_fault),
+                                       cmocka_unit_test(test_statuses),
                                        cmocka_unit_test(test_fifo)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,7 +33,8 @@ static size_t naive(const char *text, size_t n, const char *const *stops, bool *
 }
 
 /* Feeds the text in pieces; true if a stop string ended it. */
-static bool feed(const char *text, size_t n, const char *const *stops, size_t piece_max, struct sq_text *out)
+static bool feed(const char *text, size_t n, const char *const *stops, size_t piece_max,
+                 struct sq_text *out)
 {
     struct sq_stops set = {0};
     struct sq_flow f;
@@ -126,7 +127,8 @@ static void test_hold_back(void **state)
     assert_int_equal(out.n, 2);
     assert_int_equal(sq_flow_text(&f, "X", 1, true, &out), 0);
     assert_int_equal(out.n, 5);
-    assert_int_equal(sq_flow_text(&f, "END", 3, false, &out), 0); /* below min_tokens nothing matches */
+    assert_int_equal(sq_flow_text(&f, "END", 3, false, &out),
+                     0); /* below min_tokens nothing matches */
     assert_int_equal(out.n, 8);
     assert_int_equal(sq_flow_text(&f, "EN", 2, true, &out), 0);
     assert_int_equal(sq_flow_text(&f, "DX", 2, true, &out), SQ_FLOW_STOP);
@@ -141,7 +143,8 @@ static void test_tokens(void **state)
     (void)state;
     struct sq_tokenizer *t = NULL;
     struct sq_err err = {0};
-    if (sq_tokenizer_open(-100, SQD_SOURCE_DIR "/tests/models/demo-opt/tokenizer.json", 0, &t, &err))
+    if (sq_tokenizer_open(-100, SQD_SOURCE_DIR "/tests/models/demo-opt/tokenizer.json", 0, &t,
+                          &err))
         fail_msg("%s", err.msg);
     static const char text[] = "na\xC3\xAFve \xF0\x9F\x98\x80 and \xE4\xB8\xAD";
     int32_t *ids;
@@ -201,7 +204,9 @@ static void test_no_memory(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rules), cmocka_unit_test(test_against_naive), cmocka_unit_test(test_hold_back),
-                                       cmocka_unit_test(test_tokens), cmocka_unit_test(test_no_memory)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rules), cmocka_unit_test(test_against_naive),
+        cmocka_unit_test(test_hold_back), cmocka_unit_test(test_tokens),
+        cmocka_unit_test(test_no_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -261,6 +261,13 @@ static void test_flags(void **state)
     assert_true(sq_tokenizer_piece(t, eot, &piece, &n, &special));
     assert_true(special && n == 10 && !memcmp(piece, "<|eot_id|>", n));
     assert_false(sq_tokenizer_piece(t, -1, &piece, &n, &special));
+    for (int skip_special = 0; skip_special < 2; skip_special++) {
+        char *back;
+        assert_int_equal(
+            sq_tokenizer_decode(t, (int32_t[]){eot, think}, 2, skip_special, &back, &n, NULL), 0);
+        assert_string_equal(back, skip_special ? "<think>" : "<|eot_id|><think>");
+        sq_free(back);
+    }
     assert_false(sq_tokenizer_piece(t, (int32_t)sq_tokenizer_n_ids(t), &piece, &n, &special));
     sq_tokenizer_free(t);
 }
@@ -421,7 +428,7 @@ static void check_time(const struct sq_tokenizer *t, const char *name, const cha
 static void test_time(void **state)
 {
     (void)state;
-    static const char *const names[] = {"gpt2", "flags", "llama3", "o200k", "behaviors"};
+    static const char *const names[] = {"gpt2", "flags", "o200k"};
     static const char *const units[] = {"a",
                                         "A",
                                         " ",
