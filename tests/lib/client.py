@@ -24,7 +24,7 @@ class Answer:
 class Raw:
     """with Raw(port) as c: c.send(b"..."); c.answer()"""
 
-    def __init__(self, port, timeout=30, receive_bytes=None, path=None):
+    def __init__(self, port, timeout=120, receive_bytes=None, path=None):
         self.socket = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -111,7 +111,7 @@ def get(path, extra=b""):
     return b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (path.encode(), extra)
 
 
-def exchange(port, data, timeout=30):
+def exchange(port, data, timeout=120):
     """Sends the bytes on a new connection; the answer, and whether the connection was closed after it."""
     with Raw(port, timeout) as c:
         c.send(data)
