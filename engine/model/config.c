@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "engine/base/check.h"
@@ -118,9 +119,15 @@ static int find_family(const json_t *o, const struct sq_json_where *w, struct sq
     if (!type)
         return sq_fail(w->err, SQ_E_FORMAT, "%s: C1: no key 'model_type'", w->file);
     c->family = sq_family_find(type);
-    if (!c->family)
-        return sq_fail(w->err, SQ_E_NOTSUP, "%s: C1: model_type '%.64s' is not supported", w->file,
-                       type);
+    if (!c->family) {
+        char known[128] = "";
+        for (const struct sq_family *const *f = sq_families(); *f; f++) {
+            size_t n = strlen(known);
+            (void)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", (*f)->model_type);
+        }
+        return sq_fail(w->err, SQ_E_NOTSUP, "%s: C1: model_type '%.64s' is not supported, only %s",
+                       w->file, type, known);
+    }
     const json_t *list = json_object_get(o, "architectures");
     if (!list || json_is_null(list))
         return 0;
