@@ -81,7 +81,8 @@ static void engine_wake(void *ctx)
 static void *load_main(void *arg)
 {
     struct app *a = arg;
-    struct sq_load_hooks hooks = {.progress = load_progress, .wake = engine_wake, .ctx = a, .stop = &a->load_stop};
+    struct sq_load_hooks hooks = {
+        .progress = load_progress, .wake = engine_wake, .ctx = a, .stop = &a->load_stop};
     a->load_rc = sq_load(a->s, &hooks, &a->loaded, &a->load_err);
     atomic_store(&a->load_ended, true);
     uv_async_send(&a->loader);
@@ -127,8 +128,11 @@ static int serve_loaded(struct app *a, struct sq_err *err)
     sq_info("serve", "%s", l->backend_why);
     if (l->dir->note[0])
         sq_warn("serve", "%s", l->dir->note);
-    sq_info("serve", "model %s: %s, weights %.1f MiB, KV cache %.1f MiB (%d blocks of 32 tokens), context %d, loaded in %.2f s", a->s->model,
-            m.quantization, (double)l->model->weight_bytes / 1048576.0, (double)st.kv_bytes / 1048576.0, st.kv_blocks, st.max_context, l->seconds);
+    sq_info("serve",
+            "model %s: %s, weights %.1f MiB, KV cache %.1f MiB (%d blocks of 32 tokens), context "
+            "%d, loaded in %.2f s",
+            a->s->model, m.quantization, (double)l->model->weight_bytes / 1048576.0,
+            (double)st.kv_bytes / 1048576.0, st.kv_blocks, st.max_context, l->seconds);
     sq_metric_set(SQ_M_LOAD_SECONDS, l->seconds);
     return 0;
 }
@@ -180,21 +184,26 @@ static void on_wake(uv_async_t *h)
 static bool is_stalled(const struct app *a, const struct sq_engine_stats *st)
 {
     uint64_t now = sq_now_ns();
-    return st->running > 0 && st->last_step_ns && now > st->last_step_ns && (now - st->last_step_ns) / 1000000 > a->s->stall_timeout;
+    return st->running > 0 && st->last_step_ns && now > st->last_step_ns &&
+           (now - st->last_step_ns) / 1000000 > a->s->stall_timeout;
 }
 
 static void on_deadline(uv_timer_t *h)
 {
     struct app *a = h->data;
     if (a->phase == DRAINING)
-        sq_warn("serve", "drain_timeout reached with %zu requests running: ending them", sq_api_n_sessions(a->api));
+        sq_warn("serve", "drain_timeout reached with %zu requests running: ending them",
+                sq_api_n_sessions(a->api));
     end(a, a->phase == FAULT ? SQ_EXIT_DEVICE : SQ_EXIT_OK);
 }
 
 static void enter_fault(struct app *a)
 {
     a->phase = FAULT;
-    sq_error("serve", "the device failed: running requests are ended with an error and the process exits with code %d", SQ_EXIT_DEVICE);
+    sq_error("serve",
+             "the device failed: running requests are ended with an error and the process exits "
+             "with code %d",
+             SQ_EXIT_DEVICE);
     sq_notify("STATUS=device fault");
     sq_api_set_state(a->api, SQ_API_FAULT);
     uv_timer_start(&a->deadline, on_deadline, FAULT_LINGER_MS, 0);
@@ -205,7 +214,8 @@ static void on_tick(uv_timer_t *h)
     struct app *a = h->data;
     a->ticks++;
     if (a->phase == LOADING && a->ticks % 8 == 0)
-        sq_notify("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=loading, %.0f %%", 100 * atomic_load(&a->load_ratio));
+        sq_notify("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=loading, %.0f %%",
+                  100 * atomic_load(&a->load_ratio));
     if (a->phase != SERVING && a->phase != DRAINING)
         return;
     struct sq_engine_stats st;
@@ -218,13 +228,17 @@ static void on_tick(uv_timer_t *h)
     if (stalled != a->stalled && a->phase == SERVING) {
         a->stalled = stalled;
         sq_api_set_state(a->api, stalled ? SQ_API_STALLED : SQ_API_READY);
-        sq_log(stalled ? SQ_LOG_ERROR : SQ_LOG_NOTICE, "serve", stalled ? "stalled: work is running and no step ended for %llu ms" : "the engine moves again (stall_timeout %llu ms)",
+        sq_log(stalled ? SQ_LOG_ERROR : SQ_LOG_NOTICE, "serve",
+               stalled ? "stalled: work is running and no step ended for %llu ms"
+                       : "the engine moves again (stall_timeout %llu ms)",
                (unsigned long long)a->s->stall_timeout);
     }
     if (a->phase == DRAINING && a->ticks % 8 == 0)
-        sq_notify("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=draining: %zu requests running", sq_api_n_sessions(a->api));
+        sq_notify("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=draining: %zu requests running",
+                  sq_api_n_sessions(a->api));
     else if (a->ticks % 40 == 0)
-        sq_notify("STATUS=serving: %d running, %d waiting, KV cache %d of %d blocks", st.running, st.waiting, st.kv_used, st.kv_blocks);
+        sq_notify("STATUS=serving: %d running, %d waiting, KV cache %d of %d blocks", st.running,
+                  st.waiting, st.kv_used, st.kv_blocks);
 }
 
 /* Fed by the loop, but only while the engine makes progress: a hung device must restart the service. */
@@ -247,7 +261,8 @@ static void on_idle(void *ctx)
 static void drain(struct app *a)
 {
     a->phase = DRAINING;
-    sq_notice("serve", "draining: %zu requests running, at most %llu ms", sq_api_n_sessions(a->api), (unsigned long long)a->drain_ms);
+    sq_notice("serve", "draining: %zu requests running, at most %llu ms", sq_api_n_sessions(a->api),
+              (unsigned long long)a->drain_ms);
     sq_notify("STOPPING=1\nSTATUS=draining");
     sq_api_set_state(a->api, SQ_API_DRAINING);
     sq_engine_drain(a->loaded.engine);
@@ -294,7 +309,8 @@ static void on_reload_signal(uv_signal_t *h, int signum)
     } else {
         sq_log_set_level(log_level(fresh.log_level));
         a->drain_ms = fresh.drain_timeout;
-        sq_notice("serve", "reloaded: log_level %s, drain_timeout %llu ms", fresh.log_level, (unsigned long long)fresh.drain_timeout);
+        sq_notice("serve", "reloaded: log_level %s, drain_timeout %llu ms", fresh.log_level,
+                  (unsigned long long)fresh.drain_timeout);
         sq_settings_done(&fresh);
     }
     if (a->phase == SERVING)
@@ -347,7 +363,8 @@ static int make_api(struct app *a, struct sq_err *err)
     struct sq_api_options o = {
         .loop = &a->loop,
         .limits = a->s->limits,
-        .served_names = a->s->served_name.n ? (const char *const *)a->s->served_name.items : fallback,
+        .served_names =
+            a->s->served_name.n ? (const char *const *)a->s->served_name.items : fallback,
         .strict_fields = a->s->strict_fields,
         .half_close_keep = a->s->half_close_keep,
         .allow_chunked = a->s->allow_chunked,

@@ -14,9 +14,10 @@
 
 #define PREFILL 128
 #define MAX_BATCH 32
-#define CONTEXT 128  /* decode starts here */
+#define CONTEXT 128 /* decode starts here */
 #define DECODE_SPAN 32
-#define DECODE_STRIDE 8 /* a sample is the mean over positions 128, 136, ... 152: the whole span would take minutes */
+#define DECODE_STRIDE                                                                              \
+    8 /* a sample is the mean over positions 128, 136, ... 152: the whole span would take minutes */
 #define SEQ_BLOCKS ((CONTEXT + DECODE_SPAN + SQ_KV_BLOCK - 1) / SQ_KV_BLOCK)
 #define MAX_SAMPLES 64
 
@@ -32,7 +33,8 @@ struct rig {
 static double layer_params(const struct sq_config *c)
 {
     double qkv = (double)(c->n_heads + 2 * c->n_kv_heads) * c->head_dim * c->hidden;
-    return c->n_layers * (qkv + (double)c->n_heads * c->head_dim * c->hidden + 2.0 * c->hidden * c->ffn);
+    return c->n_layers *
+           (qkv + (double)c->n_heads * c->head_dim * c->hidden + 2.0 * c->hidden * c->ffn);
 }
 
 static double head_params(const struct sq_config *c)
@@ -60,7 +62,13 @@ static int prefill(struct rig *r, double *ret_s, struct sq_err *err)
     }
     r->seqs[0] = (struct sq_batch_seq){.n_rows = PREFILL, .blocks = r->blocks};
     r->out_rows[0] = PREFILL - 1;
-    struct sq_batch b = {.n_rows = PREFILL, .n_seqs = 1, .n_out = 1, .ids = r->ids, .pos = r->pos, .seqs = r->seqs, .out_rows = r->out_rows};
+    struct sq_batch b = {.n_rows = PREFILL,
+                         .n_seqs = 1,
+                         .n_out = 1,
+                         .ids = r->ids,
+                         .pos = r->pos,
+                         .seqs = r->seqs,
+                         .out_rows = r->out_rows};
     return run(r, &b, ret_s, err);
 }
 
@@ -70,9 +78,16 @@ static int decode_at(struct rig *r, int n, int pos, double *ret_s, struct sq_err
         r->ids[i] = (i * 101 + pos) % r->model->config.vocab;
         r->pos[i] = pos;
         r->out_rows[i] = i;
-        r->seqs[i] = (struct sq_batch_seq){.row0 = i, .n_rows = 1, .pos0 = pos, .blocks = r->blocks + i * SEQ_BLOCKS};
+        r->seqs[i] = (struct sq_batch_seq){
+            .row0 = i, .n_rows = 1, .pos0 = pos, .blocks = r->blocks + i * SEQ_BLOCKS};
     }
-    struct sq_batch b = {.n_rows = n, .n_seqs = n, .n_out = n, .ids = r->ids, .pos = r->pos, .seqs = r->seqs, .out_rows = r->out_rows};
+    struct sq_batch b = {.n_rows = n,
+                         .n_seqs = n,
+                         .n_out = n,
+                         .ids = r->ids,
+                         .pos = r->pos,
+                         .seqs = r->seqs,
+                         .out_rows = r->out_rows};
     return run(r, &b, ret_s, err);
 }
 
@@ -102,7 +117,8 @@ static double median(double *v, int n)
     return n & 1 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-static int measure(struct rig *r, const struct sq_step_options *o, int batch, struct sq_step_figure *f, struct sq_err *err)
+static int measure(struct rig *r, const struct sq_step_options *o, int batch,
+                   struct sq_step_figure *f, struct sq_err *err)
 {
     const struct sq_config *c = o->config;
     int rows = batch ? batch : PREFILL, n = SQ_MIN(o->n_samples, MAX_SAMPLES);
@@ -114,7 +130,9 @@ static int measure(struct rig *r, const struct sq_step_options *o, int batch, st
     (void)snprintf(f->shape, sizeof f->shape, "%s", o->name);
     (void)snprintf(f->stage, sizeof f->stage, batch ? "decode B=%d" : "prefill %d", rows);
     for (int i = -1; i < n; i++) { /* the first round warms up and is not counted */
-        double peak = 1e9 * (f->of_bandwidth ? sq_roof_read_bw(r->probe) : sq_roof_int8_peak(r->probe)), s;
+        double peak = 1e9 *
+                      (f->of_bandwidth ? sq_roof_read_bw(r->probe) : sq_roof_int8_peak(r->probe)),
+               s;
         int rc = batch ? decode(r, batch, &s, err) : prefill(r, &s, err);
         if (rc)
             return rc;
@@ -136,13 +154,15 @@ static int measure(struct rig *r, const struct sq_step_options *o, int batch, st
     return 0;
 }
 
-static int build(struct rig *r, struct sq_source *src, struct sq_backend *be, const struct sq_step_options *o, struct sq_err *err)
+static int build(struct rig *r, struct sq_source *src, struct sq_backend *be,
+                 const struct sq_step_options *o, struct sq_err *err)
 {
     struct sq_load_options lo = {.head = SQ_HEAD_INT8, .prefix = o->config->family->prefixes[0]};
     int rc = sq_model_load(src, o->config, be, &lo, &r->model, err);
     if (rc)
         return rc;
-    struct sq_runner_options ro = {.max_rows = PREFILL, .max_out = MAX_BATCH, .n_kv_blocks = MAX_BATCH * SEQ_BLOCKS};
+    struct sq_runner_options ro = {
+        .max_rows = PREFILL, .max_out = MAX_BATCH, .n_kv_blocks = MAX_BATCH * SEQ_BLOCKS};
     rc = sq_runner_new(r->model, &ro, &r->runner, err);
     if (rc)
         return rc;
@@ -151,7 +171,8 @@ static int build(struct rig *r, struct sq_source *src, struct sq_backend *be, co
     return sq_roof_probe_new(be, &r->probe, err);
 }
 
-int sq_bench_steps(const struct sq_step_options *o, struct sq_step_figure ret[SQ_N_STEP_FIGURES], struct sq_err *err)
+int sq_bench_steps(const struct sq_step_options *o, struct sq_step_figure ret[SQ_N_STEP_FIGURES],
+                   struct sq_err *err)
 {
     static const int batches[SQ_N_STEP_FIGURES] = {0, 1, 16, 32};
     struct rig *r = sq_new(struct rig);
@@ -159,7 +180,8 @@ int sq_bench_steps(const struct sq_step_options *o, struct sq_step_figure ret[SQ
     struct sq_backend *be = NULL;
     int rc = r ? 0 : sq_fail(err, SQ_E_NOMEM, "out of memory");
     if (!rc)
-        rc = sq_cpu_open(&(struct sq_cpu_options){.n_threads = o->threads, .variant = o->variant}, &be, err);
+        rc = sq_cpu_open(&(struct sq_cpu_options){.n_threads = o->threads, .variant = o->variant},
+                         &be, err);
     if (!rc)
         rc = sq_random_source_open(o->config, 1, &src, err);
     if (!rc)

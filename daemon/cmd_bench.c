@@ -23,7 +23,10 @@ struct shape {
     int layers, hidden, ffn, heads;
 };
 static const struct shape known_shapes[] = {
-    {"opt-125m", 12, 768, 3072, 12}, {"opt-1.3b", 24, 2048, 8192, 32}, {"opt-2.7b", 32, 2560, 10240, 32}, {"opt-6.7b", 32, 4096, 16384, 32},
+    {"opt-125m", 12, 768, 3072, 12},
+    {"opt-1.3b", 24, 2048, 8192, 32},
+    {"opt-2.7b", 32, 2560, 10240, 32},
+    {"opt-6.7b", 32, 4096, 16384, 32},
 };
 
 struct bench {
@@ -38,17 +41,21 @@ static void help(FILE *out)
 {
     fputs("Measures speed as shares of the machine's own peaks, probed in the same run.\n\n"
           "Usage: sqd bench --roof [OPTIONS]\n\n"
-          "  --roof                INT8 matmul kernels (M = 1, 4, 16, 64, 512) and whole steps (prefill 128, decode B = 1, 16, 32)\n"
+          "  --roof                INT8 matmul kernels (M = 1, 4, 16, 64, 512) and whole steps "
+          "(prefill 128, decode B = 1, 16, 32)\n"
           "  --kernels, --steps    only one of the two\n"
-          "  --shapes LIST         shapes of the steps with random weights [opt-125m,opt-1.3b]; also opt-2.7b, opt-6.7b\n"
+          "  --shapes LIST         shapes of the steps with random weights [opt-125m,opt-1.3b]; "
+          "also opt-2.7b, opt-6.7b\n"
           "  --config FILE         a config.json as the only shape, with random weights\n"
           "  --threads LIST        thread counts [1,2]\n"
           "  --kernel NAME         CPU kernel variant [the best]\n"
           "  --samples N           paired samples per step figure [9]\n"
           "  --quick               fewer shapes and samples: to see that it works, not to quote\n"
           "  --json                one JSON object on stdout\n\n"
-          "Operations: 2 x M x N x K for a matmul; for steps 2 x layer parameters x tokens, and the head once (all rows: for each row of the batch).\n"
-          "Shares of M <= 4 and of decode B = 1 are of read bandwidth, the others of the INT8 peak.\n",
+          "Operations: 2 x M x N x K for a matmul; for steps 2 x layer parameters x tokens, and "
+          "the head once (all rows: for each row of the batch).\n"
+          "Shares of M <= 4 and of decode B = 1 are of read bandwidth, the others of the INT8 "
+          "peak.\n",
           out);
 }
 
@@ -58,7 +65,9 @@ static int parse_threads(struct bench *b, char *list)
     for (char *save, *t = strtok_r(list, ",", &save); t; t = strtok_r(NULL, ",", &save)) {
         int64_t n;
         if (!sq_parse_i64(t, 1, 256, &n) || b->n_threads == MAX_THREAD_COUNTS)
-            return sq_cmd_usage("bench", "--threads: expected up to %d numbers from 1 to 256, found '%s'", MAX_THREAD_COUNTS, t);
+            return sq_cmd_usage("bench",
+                                "--threads: expected up to %d numbers from 1 to 256, found '%s'",
+                                MAX_THREAD_COUNTS, t);
         b->threads[b->n_threads++] = (int)n;
     }
     return 0;
@@ -72,7 +81,9 @@ static int parse_shapes(struct bench *b, char *list)
         while (i < SQ_ARRAY_LEN(known_shapes) && strcmp(known_shapes[i].name, t) != 0)
             i++;
         if (i == SQ_ARRAY_LEN(known_shapes) || b->n_shapes == MAX_SHAPES)
-            return sq_cmd_usage("bench", "--shapes: unknown shape '%s'; known: opt-125m, opt-1.3b, opt-2.7b, opt-6.7b", t);
+            return sq_cmd_usage(
+                "bench",
+                "--shapes: unknown shape '%s'; known: opt-125m, opt-1.3b, opt-2.7b, opt-6.7b", t);
         b->shapes[b->n_shapes++] = known_shapes[i];
     }
     return 0;
@@ -80,25 +91,63 @@ static int parse_shapes(struct bench *b, char *list)
 
 static int parse(struct bench *b, int argc, char **argv)
 {
-    enum { ROOF = 1, KERNELS, STEPS, SHAPES, CONFIG, RANDOM, THREADS, KERNEL, SAMPLES, QUICK, JSON, HELP };
+    enum {
+        ROOF = 1,
+        KERNELS,
+        STEPS,
+        SHAPES,
+        CONFIG,
+        RANDOM,
+        THREADS,
+        KERNEL,
+        SAMPLES,
+        QUICK,
+        JSON,
+        HELP
+    };
     static const struct option options[] = {
-        {"roof", 0, NULL, ROOF}, {"kernels", 0, NULL, KERNELS}, {"steps", 0, NULL, STEPS}, {"shapes", 1, NULL, SHAPES},
-        {"config", 1, NULL, CONFIG}, {"random-weights", 0, NULL, RANDOM}, {"threads", 1, NULL, THREADS}, {"kernel", 1, NULL, KERNEL},
-        {"samples", 1, NULL, SAMPLES}, {"quick", 0, NULL, QUICK}, {"json", 0, NULL, JSON}, {"help", 0, NULL, HELP}, {0},
+        {"roof", 0, NULL, ROOF},
+        {"kernels", 0, NULL, KERNELS},
+        {"steps", 0, NULL, STEPS},
+        {"shapes", 1, NULL, SHAPES},
+        {"config", 1, NULL, CONFIG},
+        {"random-weights", 0, NULL, RANDOM},
+        {"threads", 1, NULL, THREADS},
+        {"kernel", 1, NULL, KERNEL},
+        {"samples", 1, NULL, SAMPLES},
+        {"quick", 0, NULL, QUICK},
+        {"json", 0, NULL, JSON},
+        {"help", 0, NULL, HELP},
+        {0},
     };
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         int64_t n;
         int rc = 0;
         switch (c) {
-        case ROOF: b->roof = true; break;
-        case KERNELS: b->steps = false; break;
-        case STEPS: b->kernels = false; break;
-        case SHAPES: rc = parse_shapes(b, optarg); break;
-        case CONFIG: b->config = optarg; break;
-        case RANDOM: break; /* the only kind there is for --config */
-        case THREADS: rc = parse_threads(b, optarg); break;
-        case KERNEL: b->variant = optarg; break;
+        case ROOF:
+            b->roof = true;
+            break;
+        case KERNELS:
+            b->steps = false;
+            break;
+        case STEPS:
+            b->kernels = false;
+            break;
+        case SHAPES:
+            rc = parse_shapes(b, optarg);
+            break;
+        case CONFIG:
+            b->config = optarg;
+            break;
+        case RANDOM:
+            break; /* the only kind there is for --config */
+        case THREADS:
+            rc = parse_threads(b, optarg);
+            break;
+        case KERNEL:
+            b->variant = optarg;
+            break;
         case SAMPLES:
             if (!sq_parse_i64(optarg, 1, 64, &n))
                 return sq_cmd_usage("bench", "--samples: expected 1 to 64, found '%s'", optarg);
@@ -108,10 +157,16 @@ static int parse(struct bench *b, int argc, char **argv)
             b->quick = true;
             b->n_samples = 3;
             break;
-        case JSON: b->json = true; break;
+        case JSON:
+            b->json = true;
+            break;
         case 'h':
-        case HELP: help(stdout); return -1;
-        default: return sq_cmd_usage("bench", "unknown option or missing value near '%s'", argv[optind - 1]);
+        case HELP:
+            help(stdout);
+            return -1;
+        default:
+            return sq_cmd_usage("bench", "unknown option or missing value near '%s'",
+                                argv[optind - 1]);
         }
         if (rc)
             return rc;
@@ -128,14 +183,19 @@ static int parse(struct bench *b, int argc, char **argv)
 static void print_kernel(void *ctx, const struct sq_roof_cell *c)
 {
     struct bench *b = ctx;
-    const char *of = c->by_bandwidth ? "bandwidth" : "int8", *unit = c->by_bandwidth ? "GB/s" : "GOP/s";
+    const char *of = c->by_bandwidth ? "bandwidth" : "int8",
+               *unit = c->by_bandwidth ? "GB/s" : "GOP/s";
     if (b->json)
-        printf("%s{\"k\": %zu, \"n\": %zu, \"m\": %d, \"threads\": %d, \"us\": %.2f, \"rate\": %.2f, \"peak\": %.2f, \"unit\": \"%s\", "
+        printf("%s{\"k\": %zu, \"n\": %zu, \"m\": %d, \"threads\": %d, \"us\": %.2f, \"rate\": "
+               "%.2f, \"peak\": %.2f, \"unit\": \"%s\", "
                "\"share\": %.4f, \"share_min\": %.4f, \"share_max\": %.4f, \"of\": \"%s\"}",
-               b->n_printed ? ",\n  " : "", c->k, c->n, c->m, c->threads, c->us, c->rate, c->probe, unit, c->share, c->share_min, c->share_max, of);
+               b->n_printed ? ",\n  " : "", c->k, c->n, c->m, c->threads, c->us, c->rate, c->probe,
+               unit, c->share, c->share_min, c->share_max, of);
     else
-        printf("%5zu x %-5zu  M=%-4d %d thread%s  %10.1f us %8.1f of %7.1f %-5s  %5.1f %% of %s [%.1f-%.1f]\n", c->k, c->n, c->m, c->threads,
-               c->threads == 1 ? " " : "s", c->us, c->rate, c->probe, unit, 100 * c->share, c->by_bandwidth ? "read bandwidth" : "the INT8 peak",
+        printf("%5zu x %-5zu  M=%-4d %d thread%s  %10.1f us %8.1f of %7.1f %-5s  %5.1f %% of %s "
+               "[%.1f-%.1f]\n",
+               c->k, c->n, c->m, c->threads, c->threads == 1 ? " " : "s", c->us, c->rate, c->probe,
+               unit, 100 * c->share, c->by_bandwidth ? "read bandwidth" : "the INT8 peak",
                100 * c->share_min, 100 * c->share_max);
     b->n_printed++;
     fflush(stdout);
@@ -144,12 +204,16 @@ static void print_kernel(void *ctx, const struct sq_roof_cell *c)
 static void print_step(struct bench *b, const struct sq_step_figure *f)
 {
     if (b->json)
-        printf("%s{\"shape\": \"%s\", \"stage\": \"%s\", \"threads\": %d, \"ms\": %.3f, \"tokens_per_s\": %.1f, \"share\": %.4f, \"share_all_rows\": %.4f, \"peak\": %.4g, \"of\": \"%s\"}",
-               b->n_printed ? ",\n  " : "", f->shape, f->stage, f->threads, f->ms, f->tokens_per_s, f->share, f->share_all_rows, f->peak,
-               f->of_bandwidth ? "bandwidth" : "int8");
+        printf("%s{\"shape\": \"%s\", \"stage\": \"%s\", \"threads\": %d, \"ms\": %.3f, "
+               "\"tokens_per_s\": %.1f, \"share\": %.4f, \"share_all_rows\": %.4f, \"peak\": %.4g, "
+               "\"of\": \"%s\"}",
+               b->n_printed ? ",\n  " : "", f->shape, f->stage, f->threads, f->ms, f->tokens_per_s,
+               f->share, f->share_all_rows, f->peak, f->of_bandwidth ? "bandwidth" : "int8");
     else
-        printf("%-9s %-12s %d thread%s  %9.2f ms %9.1f tokens/s   %.3f of %s (%.3f with all head rows)\n", f->shape, f->stage, f->threads,
-               f->threads == 1 ? " " : "s", f->ms, f->tokens_per_s, f->share, f->of_bandwidth ? "read bandwidth" : "the INT8 peak", f->share_all_rows);
+        printf("%-9s %-12s %d thread%s  %9.2f ms %9.1f tokens/s   %.3f of %s (%.3f with all head "
+               "rows)\n",
+               f->shape, f->stage, f->threads, f->threads == 1 ? " " : "s", f->ms, f->tokens_per_s,
+               f->share, f->of_bandwidth ? "read bandwidth" : "the INT8 peak", f->share_all_rows);
     b->n_printed++;
     fflush(stdout);
 }
@@ -165,11 +229,15 @@ static int run_kernels(struct bench *b, struct sq_err *err)
 static int shape_config(const struct shape *s, struct sq_config *ret, struct sq_err *err)
 {
     char json[512];
-    int n = snprintf(json, sizeof json,
-                     "{\"model_type\": \"opt\", \"architectures\": [\"OPTForCausalLM\"], \"num_hidden_layers\": %d, \"hidden_size\": %d, \"ffn_dim\": %d, "
-                     "\"num_attention_heads\": %d, \"word_embed_proj_dim\": %d, \"vocab_size\": 50272, \"max_position_embeddings\": 2048, "
-                     "\"do_layer_norm_before\": true, \"activation_function\": \"relu\", \"torch_dtype\": \"float16\", \"bos_token_id\": 2, \"eos_token_id\": 2, \"pad_token_id\": 1}",
-                     s->layers, s->hidden, s->ffn, s->heads, s->hidden);
+    int n = snprintf(
+        json, sizeof json,
+        "{\"model_type\": \"opt\", \"architectures\": [\"OPTForCausalLM\"], \"num_hidden_layers\": "
+        "%d, \"hidden_size\": %d, \"ffn_dim\": %d, "
+        "\"num_attention_heads\": %d, \"word_embed_proj_dim\": %d, \"vocab_size\": 50272, "
+        "\"max_position_embeddings\": 2048, "
+        "\"do_layer_norm_before\": true, \"activation_function\": \"relu\", \"torch_dtype\": "
+        "\"float16\", \"bos_token_id\": 2, \"eos_token_id\": 2, \"pad_token_id\": 1}",
+        s->layers, s->hidden, s->ffn, s->heads, s->hidden);
     return sq_config_parse(json, (size_t)n, s->name, ret, err);
 }
 
@@ -189,13 +257,18 @@ static int file_config(const char *path, struct sq_config *ret, struct sq_err *e
     return sq_config_parse(json, (size_t)n, path, ret, err);
 }
 
-static int run_shape(struct bench *b, const char *name, struct sq_config *config, struct sq_err *err)
+static int run_shape(struct bench *b, const char *name, struct sq_config *config,
+                     struct sq_err *err)
 {
     config->scheme = SQ_SCHEME_W8A8_STATIC;
     int rc = 0;
     for (int i = 0; i < b->n_threads && !rc; i++) {
         struct sq_step_figure f[SQ_N_STEP_FIGURES];
-        struct sq_step_options o = {.name = name, .config = config, .threads = b->threads[i], .variant = b->variant, .n_samples = b->n_samples};
+        struct sq_step_options o = {.name = name,
+                                    .config = config,
+                                    .threads = b->threads[i],
+                                    .variant = b->variant,
+                                    .n_samples = b->n_samples};
         rc = sq_bench_steps(&o, f, err);
         for (int k = 0; k < SQ_N_STEP_FIGURES && !rc; k++)
             print_step(b, &f[k]);
@@ -222,21 +295,30 @@ static int run_steps(struct bench *b, struct sq_err *err)
 
 int sq_cmd_bench(int argc, char **argv)
 {
-    struct bench b = {.kernels = true, .steps = true, .threads = {1, 2}, .n_threads = 2, .n_samples = 9, .shapes = {known_shapes[0], known_shapes[1]}, .n_shapes = 2};
+    struct bench b = {.kernels = true,
+                      .steps = true,
+                      .threads = {1, 2},
+                      .n_threads = 2,
+                      .n_samples = 9,
+                      .shapes = {known_shapes[0], known_shapes[1]},
+                      .n_shapes = 2};
     int code = parse(&b, argc, argv);
     if (code)
         return code < 0 ? SQ_EXIT_OK : code;
     struct sq_err err = {0};
     const char *best = b.variant ? b.variant : sq_cpu_variant_names()[0];
     int rc = 0;
-    printf(b.json ? "{\"version\": \"%s\", \"kernel\": \"%s\", \"cpus\": %d" : "sqd %s, kernel %s, %d processors\n\n", SQD_VERSION, best, sq_n_cpus());
+    printf(b.json ? "{\"version\": \"%s\", \"kernel\": \"%s\", \"cpus\": %d"
+                  : "sqd %s, kernel %s, %d processors\n\n",
+           SQD_VERSION, best, sq_n_cpus());
     if (b.kernels) {
         printf("%s", b.json ? ",\n \"kernels\": [\n  " : "INT8 matmuls, int8 out:\n");
         rc = run_kernels(&b, &err);
         printf("%s", b.json ? "]" : "\n");
     }
     if (b.steps && !rc) {
-        printf("%s", b.json ? ",\n \"steps\": [\n  " : "Steps, W8A8 O3 with an int8 head, context 128 to 160:\n");
+        printf("%s", b.json ? ",\n \"steps\": [\n  "
+                            : "Steps, W8A8 O3 with an int8 head, context 128 to 160:\n");
         rc = run_steps(&b, &err);
         printf("%s", b.json ? "]" : "");
     }

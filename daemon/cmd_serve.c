@@ -14,15 +14,21 @@ struct args {
 
 static void help(FILE *out)
 {
-    fputs("Serves a model over an OpenAI-compatible HTTP API.\n\n"
-          "Usage: sqd serve --model DIR [--config FILE] [OPTIONS]\n\n"
-          "  --config FILE                  read settings from FILE and FILE.d/*.conf; options given here win\n"
-          "  --check-config                 check the settings and exit (0, or 78 with the reason)\n"
-          "  --print-config                 print the effective settings with their origins and exit\n"
-          "  --sample-config                print a configuration file with every key at its default and exit\n",
-          out);
+    fputs(
+        "Serves a model over an OpenAI-compatible HTTP API.\n\n"
+        "Usage: sqd serve --model DIR [--config FILE] [OPTIONS]\n\n"
+        "  --config FILE                  read settings from FILE and FILE.d/*.conf; options given "
+        "here win\n"
+        "  --check-config                 check the settings and exit (0, or 78 with the reason)\n"
+        "  --print-config                 print the effective settings with their origins and "
+        "exit\n"
+        "  --sample-config                print a configuration file with every key at its default "
+        "and exit\n",
+        out);
     sq_settings_help(out);
-    fputs("\nSignals: SIGTERM, SIGINT drain and end (a second one ends at once); SIGHUP reloads what can be reloaded.\n", out);
+    fputs("\nSignals: SIGTERM, SIGINT drain and end (a second one ends at once); SIGHUP reloads "
+          "what can be reloaded.\n",
+          out);
 }
 
 /* One option at argv[i]; returns how many words it took, or -SQ_E_*. */
@@ -110,7 +116,8 @@ int sq_cmd_serve(int argc, char **argv)
             help(stdout);
             return SQ_EXIT_OK;
         }
-        return err.code == SQ_E_INVAL ? sq_cmd_usage("serve", "%s", err.msg) : sq_cmd_fail("serve", &err);
+        return err.code == SQ_E_INVAL ? sq_cmd_usage("serve", "%s", err.msg)
+                                      : sq_cmd_fail("serve", &err);
     }
     int code = SQ_EXIT_OK;
     if (a.help)

@@ -14,17 +14,20 @@
 
 #define BACKLOG 4096
 
-static int open_unix(const char *address, int *ret_fd, char *ret_name, size_t n_name, struct sq_err *err)
+static int open_unix(const char *address, int *ret_fd, char *ret_name, size_t n_name,
+                     struct sq_err *err)
 {
     const char *path = address + strlen("unix:");
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
     if (!*path || strlen(path) >= sizeof sa.sun_path)
-        return sq_fail(err, SQ_E_CONFIG, "listen address '%s': expected a path of 1 to %zu bytes", address, sizeof sa.sun_path - 1);
+        return sq_fail(err, SQ_E_CONFIG, "listen address '%s': expected a path of 1 to %zu bytes",
+                       address, sizeof sa.sun_path - 1);
     (void)snprintf(sa.sun_path, sizeof sa.sun_path, "%s", path);
     struct stat st;
     if (lstat(path, &st) == 0) {
         if (!S_ISSOCK(st.st_mode))
-            return sq_fail(err, SQ_E_CONFIG, "listen address '%s': the path exists and is no socket", address);
+            return sq_fail(err, SQ_E_CONFIG,
+                           "listen address '%s': the path exists and is no socket", address);
         (void)unlink(path);
     }
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -34,7 +37,8 @@ static int open_unix(const char *address, int *ret_fd, char *ret_name, size_t n_
             close(fd);
         return rc;
     }
-    (void)chmod(path, 0660); /* whoever shares the group may connect; the umask would decide by chance */
+    (void)chmod(path,
+                0660); /* whoever shares the group may connect; the umask would decide by chance */
     (void)snprintf(ret_name, n_name, "%s", address);
     *ret_fd = fd;
     return 0;
@@ -63,7 +67,8 @@ static void bound_name(int fd, char *ret, size_t n)
     socklen_t len = sizeof sa;
     char host[64] = "?", port[16] = "?";
     if (getsockname(fd, (struct sockaddr *)&sa, &len) == 0)
-        (void)getnameinfo((struct sockaddr *)&sa, len, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV);
+        (void)getnameinfo((struct sockaddr *)&sa, len, host, sizeof host, port, sizeof port,
+                          NI_NUMERICHOST | NI_NUMERICSERV);
     (void)snprintf(ret, n, sa.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
 }
 
@@ -74,8 +79,10 @@ int sq_listen(const char *address, int *ret_fd, char *ret_name, size_t n_name, s
     char host[256];
     const char *colon = strrchr(address, ':');
     int64_t port;
-    if (!colon || (size_t)(colon - address) >= sizeof host || !sq_parse_i64(colon + 1, 0, 65535, &port))
-        return sq_fail(err, SQ_E_CONFIG, "listen address '%s': expected HOST:PORT, [V6]:PORT or unix:PATH", address);
+    if (!colon || (size_t)(colon - address) >= sizeof host ||
+        !sq_parse_i64(colon + 1, 0, 65535, &port))
+        return sq_fail(err, SQ_E_CONFIG,
+                       "listen address '%s': expected HOST:PORT, [V6]:PORT or unix:PATH", address);
     (void)snprintf(host, sizeof host, "%.*s", (int)(colon - address), address);
     char *h = host;
     size_t n = strlen(host);

@@ -23,18 +23,23 @@ static uint64_t available_bytes(void)
 static int open_backend(const struct sq_settings *s, struct sq_loaded *l, struct sq_err *err)
 {
     if (strcmp(s->backend, "cuda") == 0)
-        return sq_fail(err, SQ_E_NOTSUP, "backend cuda: this build has no GPU module; use --backend cpu or auto");
-    struct sq_cpu_options o = {.n_threads = (int)s->threads, .variant = s->kernel[0] ? s->kernel : NULL};
+        return sq_fail(err, SQ_E_NOTSUP,
+                       "backend cuda: this build has no GPU module; use --backend cpu or auto");
+    struct sq_cpu_options o = {.n_threads = (int)s->threads,
+                               .variant = s->kernel[0] ? s->kernel : NULL};
     int rc = sq_cpu_open(&o, &l->be, err);
     if (rc)
         return rc;
     l->be->ops->info(l->be, &l->device);
-    (void)snprintf(l->backend_why, sizeof l->backend_why, "backend %.20s (%.80s)%s", l->device.name, l->device.detail,
-                   strcmp(s->backend, "auto") == 0 ? ": this build has no GPU module" : " as configured");
+    (void)snprintf(l->backend_why, sizeof l->backend_why, "backend %.20s (%.80s)%s", l->device.name,
+                   l->device.detail,
+                   strcmp(s->backend, "auto") == 0 ? ": this build has no GPU module"
+                                                   : " as configured");
     return 0;
 }
 
-static int open_engine(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *l, struct sq_err *err)
+static int open_engine(const struct sq_settings *s, const struct sq_load_hooks *hooks,
+                       struct sq_loaded *l, struct sq_err *err)
 {
     struct sq_engine_options o = {
         .model = l->model,
@@ -50,7 +55,8 @@ static int open_engine(const struct sq_settings *s, const struct sq_load_hooks *
     return sq_engine_open(&o, &l->engine, err);
 }
 
-static int load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *l, struct sq_err *err)
+static int load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *l,
+                struct sq_err *err)
 {
     int rc = sq_model_dir_open(s->model, &l->dir, err);
     if (rc)
@@ -59,7 +65,8 @@ static int load(const struct sq_settings *s, const struct sq_load_hooks *hooks, 
     if (rc)
         return rc;
     const struct sq_config *config = &l->dir->config;
-    bool int8_head = strcmp(s->head, "int8") == 0 || (strcmp(s->head, "auto") == 0 && config->scheme != SQ_SCHEME_FLOAT);
+    bool int8_head = strcmp(s->head, "int8") == 0 ||
+                     (strcmp(s->head, "auto") == 0 && config->scheme != SQ_SCHEME_FLOAT);
     struct sq_load_options o = {
         .head = int8_head ? SQ_HEAD_INT8 : SQ_HEAD_KEEP,
         .prefix = l->dir->prefix,
@@ -76,7 +83,8 @@ static int load(const struct sq_settings *s, const struct sq_load_hooks *hooks, 
     return open_engine(s, hooks, l, err);
 }
 
-int sq_load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *ret, struct sq_err *err)
+int sq_load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *ret,
+            struct sq_err *err)
 {
     struct sq_loaded l = {0};
     uint64_t start = sq_now_ns();

@@ -17,7 +17,7 @@ struct sq_loaded {
     struct sq_tokenizer *tokenizer;
     struct sq_engine *engine; /* opened and warmed up, not started */
     struct sq_device_info device;
-    char backend_why[192];    /* which backend was chosen and why, for the log */
+    char backend_why[192]; /* which backend was chosen and why, for the log */
     double seconds;
 };
 
@@ -29,5 +29,6 @@ struct sq_load_hooks {
 };
 
 /* Runs for seconds to minutes; any thread. -SQ_E_INTR when *stop was set. */
-int sq_load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *ret, struct sq_err *err) SQ_CHECKED;
+int sq_load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *ret,
+            struct sq_err *err) SQ_CHECKED;
 void sq_loaded_done(struct sq_loaded *l); /* half-built is fine */

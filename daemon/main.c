@@ -12,7 +12,8 @@ static const struct {
     const char *help;
 } commands[] = {
     {"serve", sq_cmd_serve, "serve a model over HTTP (a long-running daemon)"},
-    {"quantize", sq_cmd_quantize, "make a SmoothQuant W8A8 INT8 model of a Hugging Face checkpoint"},
+    {"quantize", sq_cmd_quantize,
+     "make a SmoothQuant W8A8 INT8 model of a Hugging Face checkpoint"},
     {"eval", sq_cmd_eval, "measure perplexity on a text"},
     {"bench", sq_cmd_bench, "measure speed against the machine's own peaks"},
 };
@@ -56,7 +57,9 @@ int sq_cmd_usage(const char *command, const char *fmt, ...)
 
 static void help(FILE *out)
 {
-    fputs("sqd makes and serves SmoothQuant W8A8 INT8 language models.\n\nUsage: sqd COMMAND [OPTIONS]\n\n", out);
+    fputs("sqd makes and serves SmoothQuant W8A8 INT8 language models.\n\nUsage: sqd COMMAND "
+          "[OPTIONS]\n\n",
+          out);
     for (size_t i = 0; i < SQ_ARRAY_LEN(commands); i++)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
     fputs("\n  sqd COMMAND --help   options of a command\n  sqd --version\n", out);
@@ -68,7 +71,8 @@ int main(int argc, char **argv)
         help(stderr);
         return SQ_EXIT_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         help(stdout);
         return SQ_EXIT_OK;
     }

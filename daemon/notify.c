@@ -29,12 +29,16 @@ int sq_notify_listen_fds(int *fds, char (*names)[64], int max, struct sq_err *er
     for (int i = 0; i < n; i++) {
         int fd = SD_LISTEN_FDS_START + i;
         if (i >= max)
-            rc = sq_fail(err, SQ_E_INVAL, "the service manager passed %d sockets, at most %d are taken", n, max);
+            rc = sq_fail(err, SQ_E_INVAL,
+                         "the service manager passed %d sockets, at most %d are taken", n, max);
         else if (sd_is_socket(fd, AF_UNSPEC, SOCK_STREAM, 1) <= 0)
-            rc = sq_fail(err, SQ_E_INVAL, "descriptor %d from the service manager is no listening stream socket", fd);
+            rc =
+                sq_fail(err, SQ_E_INVAL,
+                        "descriptor %d from the service manager is no listening stream socket", fd);
         else {
             fds[i] = fd;
-            (void)snprintf(names[i], sizeof names[i], "%s", given && given[i] ? given[i] : "unknown");
+            (void)snprintf(names[i], sizeof names[i], "%s",
+                           given && given[i] ? given[i] : "unknown");
         }
     }
     for (char **g = given; g && *g; g++)

@@ -7,7 +7,8 @@
 
 #include "engine/base/err.h"
 
-void sq_notify(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* "READY=1\nSTATUS=..." */
+void sq_notify(const char *fmt, ...)
+    __attribute__((format(printf, 1, 2))); /* "READY=1\nSTATUS=..." */
 /* Microseconds between watchdog pings that the manager expects, 0 = none. */
 uint64_t sq_notify_watchdog_us(void);
 /* Sockets handed over: up to max descriptors with their names (borrowed until the process ends). Returns their number; -SQ_E_INVAL if what came is no listening stream socket. */

@@ -26,9 +26,12 @@ static const struct row rows[] = {
     {type, #section, #name, def, min, max, reload, help, offsetof(struct sq_settings, name)},
 #include "daemon/settings.def"
 #undef SETTING
-#define UNIT_INT(unit) (sizeof(unit) == sizeof("bytes") ? BYTES : sizeof(unit) == sizeof("ms") ? MS : INT)
+#define UNIT_INT(unit)                                                                             \
+    (sizeof(unit) == sizeof("bytes") ? BYTES : sizeof(unit) == sizeof("ms") ? MS : INT)
 #define LIMIT(name, def, min, max, unit, help)                                                     \
-    {UNIT_INT(unit), "limits", #name, #def, min, max, false, help, offsetof(struct sq_settings, limits.name)},
+    {UNIT_INT(unit), "limits", #name,                                                              \
+     #def,           min,      max,                                                                \
+     false,          help,     offsetof(struct sq_settings, limits.name)},
 #include "api/limits.def"
 #undef LIMIT
 };
@@ -107,7 +110,8 @@ static bool choice_ok(const struct row *r, const char *value, char *expected, si
             if (strcmp(choices[i].words[j], value) == 0)
                 return true;
             size_t len = strlen(expected);
-            (void)snprintf(expected + len, n_expected - len, "%s%s", j ? ", " : "", choices[i].words[j]);
+            (void)snprintf(expected + len, n_expected - len, "%s%s", j ? ", " : "",
+                           choices[i].words[j]);
         }
     }
     return false;
@@ -145,25 +149,31 @@ static bool parse_bool(const char *v, bool *ret)
     return false;
 }
 
-static int store_number(const struct row *r, void *at, const char *value, const char *where, struct sq_err *err)
+static int store_number(const struct row *r, void *at, const char *value, const char *where,
+                        struct sq_err *err)
 {
-    static const char *const kinds[] = {[INT] = "an integer", [BYTES] = "a size such as 64MiB", [MS] = "a time such as 30s or 250ms"};
+    static const char *const kinds[] = {[INT] = "an integer",
+                                        [BYTES] = "a size such as 64MiB",
+                                        [MS] = "a time such as 30s or 250ms"};
     int64_t i = 0;
     uint64_t u = 0;
-    bool ok = r->type == INT ? sq_parse_i64(value, INT64_MIN, INT64_MAX, &i)
-                             : (r->type == BYTES ? sq_parse_bytes : sq_parse_ms)(value, &u) && u <= INT64_MAX;
+    bool ok = r->type == INT
+                  ? sq_parse_i64(value, INT64_MIN, INT64_MAX, &i)
+                  : (r->type == BYTES ? sq_parse_bytes : sq_parse_ms)(value, &u) && u <= INT64_MAX;
     if (r->type != INT)
         i = (int64_t)u;
     if (!ok)
-        return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected %s, found '%s'", where, r->name, kinds[r->type], value);
+        return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected %s, found '%s'", where, r->name,
+                       kinds[r->type], value);
     if ((r->min || r->max) && (i < r->min || i > r->max))
-        return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected %lld to %lld, found '%s'", where, r->name,
-                       (long long)r->min, (long long)r->max, value);
+        return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected %lld to %lld, found '%s'", where,
+                       r->name, (long long)r->min, (long long)r->max, value);
     memcpy(at, &i, sizeof i); /* int64_t and uint64_t fields alike */
     return 0;
 }
 
-static int store(struct sq_settings *s, const struct row *r, const char *value, const char *where, struct sq_err *err)
+static int store(struct sq_settings *s, const struct row *r, const char *value, const char *where,
+                 struct sq_err *err)
 {
     void *at = (char *)s + r->offset;
     char expected[128];
@@ -180,7 +190,8 @@ static int store(struct sq_settings *s, const struct row *r, const char *value, 
     }
     case CHOICE:
         if (!choice_ok(r, value, expected, sizeof expected))
-            return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected one of %s, found '%s'", where, r->name, expected, value);
+            return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected one of %s, found '%s'", where,
+                           r->name, expected, value);
         __attribute__((fallthrough));
     case STR: {
         char *copy = sq_strdup(value);
@@ -192,7 +203,8 @@ static int store(struct sq_settings *s, const struct row *r, const char *value, 
     }
     case BOOL:
         if (!parse_bool(value, at))
-            return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected yes or no, found '%s'", where, r->name, value);
+            return sq_fail(err, SQ_E_CONFIG, "%s: %s: expected yes or no, found '%s'", where,
+                           r->name, value);
         break;
     default: {
         int rc = store_number(r, at, value, where, err);
@@ -245,7 +257,8 @@ static char *trim(char *s)
     return s;
 }
 
-static int read_line(struct sq_settings *s, char *line, char *section, size_t n_section, const char *where, struct sq_err *err)
+static int read_line(struct sq_settings *s, char *line, char *section, size_t n_section,
+                     const char *where, struct sq_err *err)
 {
     line = trim(line);
     if (!*line || *line == '#' || *line == ';')
@@ -267,9 +280,11 @@ static int read_line(struct sq_settings *s, char *line, char *section, size_t n_
     const char *key = trim(line), *value = trim(eq + 1);
     const struct row *r = find_row(key);
     if (!r)
-        return sq_fail(err, SQ_E_CONFIG, "%s: unknown key '%s' (nearest: '%s')", where, key, nearest(key));
+        return sq_fail(err, SQ_E_CONFIG, "%s: unknown key '%s' (nearest: '%s')", where, key,
+                       nearest(key));
     if (strcmp(r->section, section) != 0)
-        return sq_fail(err, SQ_E_CONFIG, "%s: key '%s' belongs under [%s], found under [%s]", where, key, r->section, section);
+        return sq_fail(err, SQ_E_CONFIG, "%s: key '%s' belongs under [%s], found under [%s]", where,
+                       key, r->section, section);
     return store(s, r, value, where, err);
 }
 
@@ -277,13 +292,15 @@ static int read_one(struct sq_settings *s, const char *path, struct sq_err *err)
 {
     FILE *f = fopen(path, "re");
     if (!f)
-        return sq_fail(err, errno == ENOENT ? SQ_E_NOTFOUND : SQ_E_IO, "configuration file %s: %s", path, strerror(errno));
+        return sq_fail(err, errno == ENOENT ? SQ_E_NOTFOUND : SQ_E_IO, "configuration file %s: %s",
+                       path, strerror(errno));
     char line[4096], section[64] = "", where[160];
     int rc = 0;
     for (int n = 1; !rc && fgets(line, sizeof line, f); n++) {
         (void)snprintf(where, sizeof where, "%s:%d", path, n);
         if (strlen(line) == sizeof line - 1 && line[sizeof line - 2] != '\n')
-            rc = sq_fail(err, SQ_E_CONFIG, "%s: line longer than %zu bytes", where, sizeof line - 2);
+            rc =
+                sq_fail(err, SQ_E_CONFIG, "%s: line longer than %zu bytes", where, sizeof line - 2);
         else
             rc = read_line(s, line, section, sizeof section, where, err);
     }
@@ -330,16 +347,20 @@ int sq_settings_set(struct sq_settings *s, const char *name, const char *value, 
 {
     const struct row *r = find_row(name);
     if (!r)
-        return sq_fail(err, SQ_E_CONFIG, "unknown option --%s (nearest: --%s)", name, nearest(name));
+        return sq_fail(err, SQ_E_CONFIG, "unknown option --%s (nearest: --%s)", name,
+                       nearest(name));
     return store(s, r, value, "command line", err);
 }
 
 int sq_settings_check(const struct sq_settings *s, struct sq_err *err)
 {
     if (!s->model[0])
-        return sq_fail(err, SQ_E_CONFIG, "no model: give --model DIR, or 'model = DIR' under [model]");
+        return sq_fail(err, SQ_E_CONFIG,
+                       "no model: give --model DIR, or 'model = DIR' under [model]");
     if (s->max_step_tokens < s->max_sequences)
-        return sq_fail(err, SQ_E_CONFIG, "max_step_tokens (%lld) must be at least max_sequences (%lld): every running sequence needs a row in a step",
+        return sq_fail(err, SQ_E_CONFIG,
+                       "max_step_tokens (%lld) must be at least max_sequences (%lld): every "
+                       "running sequence needs a row in a step",
                        (long long)s->max_step_tokens, (long long)s->max_sequences);
     return 0;
 }
@@ -360,12 +381,15 @@ static const char *def_unit(const struct row *r)
 
 void sq_settings_help(FILE *out)
 {
-    static const char *const values[] = {[STR] = "TEXT", [LIST] = "TEXT", [INT] = "N", [BYTES] = "SIZE", [MS] = "TIME", [BOOL] = "yes|no", [CHOICE] = "WORD"};
+    static const char *const values[] = {
+        [STR] = "TEXT", [LIST] = "TEXT",   [INT] = "N",      [BYTES] = "SIZE",
+        [MS] = "TIME",  [BOOL] = "yes|no", [CHOICE] = "WORD"};
     const char *section = "";
     for (size_t i = 0; i < N_ROWS; i++) {
         const struct row *r = &rows[i];
         if (strcmp(section, r->section) != 0)
-            fprintf(out, "\n[%s]\n", section = r->section);
+            fprintf(out, "\n[%s]\n", r->section);
+        section = r->section;
         char name[64], left[96];
         dashed(r->name, name, sizeof name);
         (void)snprintf(left, sizeof left, "--%s %s", name, values[r->type]);
@@ -404,7 +428,8 @@ void sq_settings_print(const struct sq_settings *s, FILE *out)
     const char *section = "";
     for (size_t i = 0; i < N_ROWS; i++) {
         if (strcmp(section, rows[i].section) != 0)
-            fprintf(out, "%s[%s]\n", i ? "\n" : "", section = rows[i].section);
+            fprintf(out, "%s[%s]\n", i ? "\n" : "", rows[i].section);
+        section = rows[i].section;
         fprintf(out, "# from: %s\n", s->origins[i].text[0] ? s->origins[i].text : "default");
         print_value(&rows[i], (const char *)s + rows[i].offset, out);
         fputc('\n', out);
@@ -413,13 +438,17 @@ void sq_settings_print(const struct sq_settings *s, FILE *out)
 
 void sq_settings_sample(FILE *out)
 {
-    fputs("# Configuration of sqd serve. Every key is shown at its default. Drop-ins: sqd.conf.d/*.conf; the command line wins over both.\n", out);
+    fputs("# Configuration of sqd serve. Every key is shown at its default. Drop-ins: "
+          "sqd.conf.d/*.conf; the command line wins over both.\n",
+          out);
     const char *section = "";
     for (size_t i = 0; i < N_ROWS; i++) {
         const struct row *r = &rows[i];
         if (strcmp(section, r->section) != 0)
-            fprintf(out, "\n[%s]\n", section = r->section);
+            fprintf(out, "\n[%s]\n", r->section);
+        section = r->section;
         fprintf(out, "# %s%s%s\n#%s =%s%s%s\n", r->help, r->type == LIST ? " (repeatable)" : "",
-                r->reload ? " (reloadable: SIGHUP)" : "", r->name, r->def[0] ? " " : "", r->def, def_unit(r));
+                r->reload ? " (reloadable: SIGHUP)" : "", r->name, r->def[0] ? " " : "", r->def,
+                def_unit(r));
     }
 }

@@ -34,12 +34,14 @@ void sq_settings_done(struct sq_settings *s);
 /* Errors name file and line, the key, the expected and the found; an unknown key names the nearest known one. -SQ_E_CONFIG, -SQ_E_NOTFOUND, -SQ_E_IO. */
 int sq_settings_read_file(struct sq_settings *s, const char *path, struct sq_err *err) SQ_CHECKED;
 /* One option of the command line: name with dashes or underscores, without the leading "--". */
-int sq_settings_set(struct sq_settings *s, const char *name, const char *value, struct sq_err *err) SQ_CHECKED;
+int sq_settings_set(struct sq_settings *s, const char *name, const char *value,
+                    struct sq_err *err) SQ_CHECKED;
 /* True if --name is a setting; *ret_flag says that it takes no value (BOOL may stand alone). */
 bool sq_settings_known(const char *name, bool *ret_flag);
 /* What no single key can say: a model is needed, and so on. */
 int sq_settings_check(const struct sq_settings *s, struct sq_err *err) SQ_CHECKED;
 
-void sq_settings_help(FILE *out);                            /* the option list of `sqd serve --help` */
-void sq_settings_print(const struct sq_settings *s, FILE *out); /* effective values with their origins, as a valid file */
-void sq_settings_sample(FILE *out);                          /* etc/sqd.conf: every key commented, at its default */
+void sq_settings_help(FILE *out); /* the option list of `sqd serve --help` */
+void sq_settings_print(const struct sq_settings *s,
+                       FILE *out);  /* effective values with their origins, as a valid file */
+void sq_settings_sample(FILE *out); /* etc/sqd.conf: every key commented, at its default */

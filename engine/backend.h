@@ -40,10 +40,12 @@ enum sq_act { SQ_ACT_NONE, SQ_ACT_RELU };
 
 /* A matrix [n_out, n_in] and what follows it. A float one serves as an embedding table, too. */
 struct sq_linear_desc {
-    const char *name;    /* for messages; borrowed during the call */
+    const char *name; /* for messages; borrowed during the call */
     size_t n_out, n_in;
-    enum sq_dtype dtype; /* SQ_I8: int8 x int8 -> s32. Else float weights, kept in this type, f32 arithmetic */
-    bool dynamic;        /* SQ_I8 only: input rows bring their own scales (quant_rows), else one static step in `mul` */
+    enum sq_dtype
+        dtype; /* SQ_I8: int8 x int8 -> s32. Else float weights, kept in this type, f32 arithmetic */
+    bool
+        dynamic; /* SQ_I8 only: input rows bring their own scales (quant_rows), else one static step in `mul` */
     enum sq_out out;
     enum sq_act act;
 };
@@ -61,14 +63,16 @@ struct sq_norm_desc {
     enum sq_norm_kind kind;
     size_t dim;
     float eps;
-    const float *gamma, *beta;     /* [dim], f32 output; beta NULL = 0 */
-    const float *gamma_q, *beta_q; /* [dim], already divided by the consumer's static step; NULL = no int8 output */
+    const float *gamma, *beta; /* [dim], f32 output; beta NULL = 0 */
+    const float *gamma_q,
+        *beta_q; /* [dim], already divided by the consumer's static step; NULL = no int8 output */
 };
 
 struct sq_kv_desc {
     size_t n_layers, n_kv_heads, head_dim; /* head_dim a multiple of 4 for int8 */
-    size_t n_blocks;                       /* of SQ_KV_BLOCK tokens, shared by all sequences; one block id covers all layers, K and V */
-    enum sq_dtype dtype;                   /* SQ_I8 or SQ_F32 */
+    size_t
+        n_blocks; /* of SQ_KV_BLOCK tokens, shared by all sequences; one block id covers all layers, K and V */
+    enum sq_dtype dtype; /* SQ_I8 or SQ_F32 */
 };
 
 /* The rows of one step. Borrowed host arrays, immutable during the step. Rows of a sequence are consecutive, positions ascending by 1. */
@@ -90,7 +94,7 @@ struct sq_attn {
     int layer;
     int n_heads, n_kv_heads, head_dim;
     float score_mul; /* int8: q_step * k_step / sqrt(D); float: 1 / sqrt(D) */
-    float out_mul;   /* int8 cache: v_step (F32 out) or v_step / out_step (S8 out); float cache: 1 */
+    float out_mul; /* int8 cache: v_step (F32 out) or v_step / out_step (S8 out); float cache: 1 */
 };
 
 struct sq_device_info {
@@ -105,20 +109,27 @@ struct sq_backend_ops {
     void (*info)(struct sq_backend *be, struct sq_device_info *ret);
 
     /* --- objects, before the first step --- */
-    int (*buf_new)(struct sq_backend *be, enum sq_buf_kind kind, size_t max_rows, size_t cols, struct sq_buf **ret, struct sq_err *err);
-    void (*buf_free)(struct sq_backend *be, struct sq_buf *b); /* NULL is fine, as for all frees here */
+    int (*buf_new)(struct sq_backend *be, enum sq_buf_kind kind, size_t max_rows, size_t cols,
+                   struct sq_buf **ret, struct sq_err *err);
+    void (*buf_free)(struct sq_backend *be,
+                     struct sq_buf *b); /* NULL is fine, as for all frees here */
 
     /* new -> put rows in any order, each exactly once -> finish. Rows arrive in desc->dtype, [n_rows, n_in]; they are copied into
      * their final (packed) place at once, so a loader needs a staging buffer of a few rows only. */
-    int (*linear_new)(struct sq_backend *be, const struct sq_linear_desc *d, struct sq_linear **ret, struct sq_err *err);
-    int (*linear_put)(struct sq_backend *be, struct sq_linear *l, size_t row0, size_t n_rows, const void *rows, struct sq_err *err);
-    int (*linear_finish)(struct sq_backend *be, struct sq_linear *l, const struct sq_epilogue *e, struct sq_err *err);
+    int (*linear_new)(struct sq_backend *be, const struct sq_linear_desc *d, struct sq_linear **ret,
+                      struct sq_err *err);
+    int (*linear_put)(struct sq_backend *be, struct sq_linear *l, size_t row0, size_t n_rows,
+                      const void *rows, struct sq_err *err);
+    int (*linear_finish)(struct sq_backend *be, struct sq_linear *l, const struct sq_epilogue *e,
+                         struct sq_err *err);
     void (*linear_free)(struct sq_backend *be, struct sq_linear *l);
 
-    int (*norm_new)(struct sq_backend *be, const struct sq_norm_desc *d, struct sq_norm **ret, struct sq_err *err);
+    int (*norm_new)(struct sq_backend *be, const struct sq_norm_desc *d, struct sq_norm **ret,
+                    struct sq_err *err);
     void (*norm_free)(struct sq_backend *be, struct sq_norm *n);
 
-    int (*kv_new)(struct sq_backend *be, const struct sq_kv_desc *d, struct sq_kv **ret, struct sq_err *err);
+    int (*kv_new)(struct sq_backend *be, const struct sq_kv_desc *d, struct sq_kv **ret,
+                  struct sq_err *err);
     void (*kv_free)(struct sq_backend *be, struct sq_kv *kv);
     /* Bytes that kv_new would take for d: admission plans and the budget print use it. */
     size_t (*kv_bytes)(struct sq_backend *be, const struct sq_kv_desc *d);
@@ -128,24 +139,32 @@ struct sq_backend_ops {
     void (*step_end)(struct sq_backend *be);
 
     /* x[T,dim] f32 = table[ids] (+ pos_table[pos + pos_offset] if pos_table). Tables are float linears. */
-    int (*embed)(struct sq_backend *be, const struct sq_batch *b, struct sq_linear *table, struct sq_linear *pos_table, int pos_offset, struct sq_buf *x);
+    int (*embed)(struct sq_backend *be, const struct sq_batch *b, struct sq_linear *table,
+                 struct sq_linear *pos_table, int pos_offset, struct sq_buf *x);
     /* Norm of x's first n_rows rows. y (F32, may be x itself) and/or y_q (S8, static step) are written where not NULL. */
-    int (*norm)(struct sq_backend *be, struct sq_norm *n, struct sq_buf *x, int n_rows, struct sq_buf *y, struct sq_buf *y_q);
+    int (*norm)(struct sq_backend *be, struct sq_norm *n, struct sq_buf *x, int n_rows,
+                struct sq_buf *y, struct sq_buf *y_q);
     /* x[T,cols] f32 -> codes; inv_step > 0: one static step (code = sat(rne(x * inv_step))); inv_step == 0: per row, scale = max|x| / 127 (1 if the row is all
      * zero), code = sat(rne(x * (1/scale))). */
-    int (*quant_rows)(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step, struct sq_buf *y_q);
+    int (*quant_rows)(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
+                      struct sq_buf *y_q);
     /* y = l(x) on the first n_rows rows; x is S8 for int8 weights, F32 for float ones; y is what l's epilogue says. */
-    int (*linear)(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x, int n_rows, struct sq_buf *y);
+    int (*linear)(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x, int n_rows,
+                  struct sq_buf *y);
     /* Writes k and v of every row of qkv (columns as struct sq_attn says; S8 for an int8 cache, F32 for a float one) into the cache. */
-    int (*kv_write)(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, struct sq_buf *qkv);
+    int (*kv_write)(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,
+                    const struct sq_batch *b, struct sq_buf *qkv);
     /* Causal attention of every row over its sequence's keys 0..pos. out[T, n_heads*D]: S8 (int8 cache) or F32. */
-    int (*attend)(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a, const struct sq_batch *b, struct sq_buf *qkv, struct sq_buf *out);
+    int (*attend)(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,
+                  const struct sq_batch *b, struct sq_buf *qkv, struct sq_buf *out);
     /* y[i] = x[rows[i]]; f32; the rows that go through the head. */
-    int (*gather)(struct sq_backend *be, struct sq_buf *x, const int32_t *rows, int n_rows, struct sq_buf *y);
+    int (*gather)(struct sq_backend *be, struct sq_buf *x, const int32_t *rows, int n_rows,
+                  struct sq_buf *y);
     /* ids[i] = first index of the maximum of row i of x[.,cols] f32; -1 if any value of the row is NaN. Synchronous. */
     int (*argmax)(struct sq_backend *be, struct sq_buf *x, int n_rows, int32_t *ids);
     /* Calibration: absmax[c - col0] = max(absmax[c - col0], |x[r,c]|) for rows [row0,row0+n_rows), columns [col0,col0+n_cols). f32 buffers. Synchronous. */
-    int (*observe)(struct sq_backend *be, struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols, float *absmax);
+    int (*observe)(struct sq_backend *be, struct sq_buf *x, int row0, int n_rows, size_t col0,
+                   size_t n_cols, float *absmax);
     /* Host pointer to the first n_rows rows of an F32 buffer, dense [n_rows, cols], valid until the next op. Blocks until it is there. */
     int (*view)(struct sq_backend *be, struct sq_buf *x, int n_rows, const float **ret);
     int (*sync)(struct sq_backend *be);

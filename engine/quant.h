@@ -32,10 +32,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SQ_K_MAX 131071        /* 128 * 128 * K must fit into s32 */
-#define SQ_KV_BLOCK 32         /* tokens per KV block */
-#define SQ_ATTN_PIECE 256      /* keys per attention piece, a multiple of SQ_KV_BLOCK */
-#define SQ_LANES 16            /* strided lanes of a float reduction */
+#define SQ_K_MAX 131071   /* 128 * 128 * K must fit into s32 */
+#define SQ_KV_BLOCK 32    /* tokens per KV block */
+#define SQ_ATTN_PIECE 256 /* keys per attention piece, a multiple of SQ_KV_BLOCK */
+#define SQ_LANES 16       /* strided lanes of a float reduction */
 
 /* Round half to even, saturate to [-127,127]; NaN gives -127 on every variant (min/max keep their second operand). */
 static inline int8_t sq_sat_s8(float x)
@@ -79,7 +79,8 @@ static inline float sq_exp(float x)
     p = fmaf(p, r, 1.0f);
     p = fmaf(p, r, 1.0f);
     if (!(x <= 0.0f))
-        return x == x ? 1.0f : x; /* callers subtract a maximum; guards NaN for the integer step below */
+        return x == x ? 1.0f
+                      : x; /* callers subtract a maximum; guards NaN for the integer step below */
     uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float scale;
     memcpy(&scale, &bits, sizeof scale);

@@ -25,7 +25,8 @@ int sq_fail(struct sq_err *err, enum sq_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4), cold));
 
 /* Puts text before a message that is already there: context added on the way up. Returns -err->code (or -SQ_E_INVAL if unset). */
-int sq_fail_in(struct sq_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3), cold));
+int sq_fail_in(struct sq_err *err, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3), cold));
 
 /* Static text of a code, sign ignored. */
 const char *sq_code_text(int code);

@@ -31,8 +31,10 @@ void sq_log(enum sq_log_level level, const char *module, const char *fmt, ...)
 {
     if (!sq_log_enabled(level))
         return;
-    static const char *const names[] = {[SQ_LOG_ERROR] = "error", [SQ_LOG_WARN] = "warning",
-                                        [SQ_LOG_NOTICE] = "notice", [SQ_LOG_INFO] = "info",
+    static const char *const names[] = {[SQ_LOG_ERROR] = "error",
+                                        [SQ_LOG_WARN] = "warning",
+                                        [SQ_LOG_NOTICE] = "notice",
+                                        [SQ_LOG_INFO] = "info",
                                         [SQ_LOG_DEBUG] = "debug"};
     char line[1024];
     int n = atomic_load(&with_prefix)

@@ -5,7 +5,13 @@
 
 #include <stdbool.h>
 
-enum sq_log_level { SQ_LOG_ERROR = 3, SQ_LOG_WARN = 4, SQ_LOG_NOTICE = 5, SQ_LOG_INFO = 6, SQ_LOG_DEBUG = 7 };
+enum sq_log_level {
+    SQ_LOG_ERROR = 3,
+    SQ_LOG_WARN = 4,
+    SQ_LOG_NOTICE = 5,
+    SQ_LOG_INFO = 6,
+    SQ_LOG_DEBUG = 7
+};
 
 void sq_log_init(enum sq_log_level level, bool journal_prefix); /* before any other thread starts */
 void sq_log_set_level(enum sq_log_level level);

@@ -19,10 +19,14 @@ struct sq_mbox {
 };
 
 void sq_mbox_init(struct sq_mbox *m);
-void sq_mbox_done(struct sq_mbox *m);  /* asserts that it is empty */
+void sq_mbox_done(struct sq_mbox *m); /* asserts that it is empty */
 
-bool sq_mbox_push(struct sq_mbox *m, struct sq_node *node);                 /* one node */
-bool sq_mbox_push_chain(struct sq_mbox *m, struct sq_node *first);          /* NULL-terminated chain, order kept */
-struct sq_node *sq_mbox_take(struct sq_mbox *m);                            /* all, oldest first; NULL when empty; never blocks */
-struct sq_node *sq_mbox_wait(struct sq_mbox *m, unsigned timeout_ms);       /* as take, but waits for something, close or time */
+bool sq_mbox_push(struct sq_mbox *m, struct sq_node *node); /* one node */
+bool sq_mbox_push_chain(struct sq_mbox *m,
+                        struct sq_node *first); /* NULL-terminated chain, order kept */
+struct sq_node *
+sq_mbox_take(struct sq_mbox *m); /* all, oldest first; NULL when empty; never blocks */
+struct sq_node *
+sq_mbox_wait(struct sq_mbox *m,
+             unsigned timeout_ms); /* as take, but waits for something, close or time */
 void sq_mbox_close(struct sq_mbox *m);

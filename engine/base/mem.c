@@ -53,7 +53,8 @@ void *sq_realloc_array(void *p, size_t n, size_t size)
 void *sq_aligned_alloc(size_t align, size_t size)
 {
     void *p = NULL;
-    if (must_fail() || posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1))
+    if (must_fail() ||
+        posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1))
         return NULL;
     return p;
 }

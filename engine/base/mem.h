@@ -8,9 +8,9 @@
 #include <stdint.h>
 
 void *sq_malloc(size_t size);
-void *sq_calloc(size_t n, size_t size);                   /* zeroed; n * size checked */
-void *sq_realloc_array(void *p, size_t n, size_t size);   /* old block stays valid on failure */
-void *sq_aligned_alloc(size_t align, size_t size);        /* align: power of two; not zeroed */
+void *sq_calloc(size_t n, size_t size);                 /* zeroed; n * size checked */
+void *sq_realloc_array(void *p, size_t n, size_t size); /* old block stays valid on failure */
+void *sq_aligned_alloc(size_t align, size_t size);      /* align: power of two; not zeroed */
 char *sq_strdup(const char *s);
 char *sq_strndup(const char *s, size_t n);
 void *sq_memdup(const void *p, size_t size);

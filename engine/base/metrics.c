@@ -5,15 +5,17 @@
 #include "engine/base/check.h"
 
 /* Edges follow what dashboards of other servers use, with finer steps where INT8 decode is faster than theirs. */
-static const double edges_ttft[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75,
+static const double edges_ttft[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
                                     1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
-static const double edges_itl[] = {.001, .002, .003, .005, .0075, .01, .025, .05, .075, .1, .15, .2,
-                                   .3,   .4,   .5,   .75,  1,     2.5, 5,    7.5, 10,   20, 40,  80};
-static const double edges_e2e[] = {.05, .1, .3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,  15,
+static const double edges_itl[] = {.001, .002, .003, .005, .0075, .01, .025, .05,
+                                   .075, .1,   .15,  .2,   .3,    .4,  .5,   .75,
+                                   1,    2.5,  5,    7.5,  10,    20,  40,   80};
+static const double edges_e2e[] = {.05, .1, .3, .5, .8, 1,   1.5, 2,   2.5, 5,    10,  15,
                                    20,  30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 static const double edges_queue[] = {.001, .01, .05, .1, .3, .5, .8, 1,  1.5, 2,
                                      2.5,  5,   10,  15, 20, 30, 40, 60, 120, 240};
-static const double edges_tokens[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+static const double edges_tokens[] = {1,   2,   4,    8,    16,   32,   64,   128,
+                                      256, 512, 1024, 2048, 4096, 8192, 16384};
 
 struct scalar_info {
     const char *family, *labels, *help;
@@ -102,7 +104,8 @@ struct sq_metric_row sq_metric_row(enum sq_metric m)
 void sq_histogram_row(enum sq_histogram h, struct sq_histogram_row *ret)
 {
     const struct histogram_info *info = &histograms[h];
-    *ret = (struct sq_histogram_row){.family = info->family, .help = info->help, .edges = info->edges, .n_edges = info->n_edges};
+    *ret = (struct sq_histogram_row){
+        .family = info->family, .help = info->help, .edges = info->edges, .n_edges = info->n_edges};
     for (size_t i = 0; i <= info->n_edges; i++)
         ret->counts[i] = atomic_load(&hists[h].counts[i]);
     ret->sum = atomic_load(&hists[h].sum);

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <time.h>
 
-int sq_thread_start(pthread_t *ret, const char *name, void *(*run)(void *), void *arg, struct sq_err *err)
+int sq_thread_start(pthread_t *ret, const char *name, void *(*run)(void *), void *arg,
+                    struct sq_err *err)
 {
     sigset_t all, old;
     sigfillset(&all);

@@ -351,7 +351,8 @@ int sq_tokenizer_open(int dir_fd, const char *file_name, size_t n_model_ids,
     size_t n = 0;
     int fd = openat(dir_fd, file_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0)
-        return sq_fail(err, errno == ENOENT ? SQ_E_NOTFOUND : SQ_E_IO, "%s: %s", file_name, strerror(errno));
+        return sq_fail(err, errno == ENOENT ? SQ_E_NOTFOUND : SQ_E_IO, "%s: %s", file_name,
+                       strerror(errno));
     int rc = read_file(fd, file_name, &text, &n, err);
     close(fd);
     return rc ? rc : sq_tokenizer_parse(text, n, file_name, n_model_ids, ret, err);

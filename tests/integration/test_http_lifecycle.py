@@ -324,7 +324,7 @@ def test_pings_and_no_deadline_while_waiting(hasty):
 
 def test_queue_full(sqd_binary, int8_model):
     with Sqd(sqd_binary, "--model", int8_model, "--listen", "127.0.0.1:0", "--max-sequences", 1, "--max-queue", 4) as s:
-        s.complete("One", max_tokens=200, ignore_eos=True)  # something to measure a rate from
+        s.complete("One", max_tokens=TOKENS, ignore_eos=True)  # something to measure a rate from
         with Raw(s.port) as first:
             first.send(post(COMPLETIONS, {**LONG, "n": 4}))
             until(lambda: s.metrics()["sqd_requests_running"] == 1)

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <pthread.h>
@@ -44,7 +45,8 @@ static void test_numbers(void **state)
     assert_int_equal(sq_round_up(33, 32), 64);
     int64_t i = 5;
     assert_true(sq_parse_i64("-12", -20, 0, &i) && i == -12);
-    static const char *const bad_ints[] = {"", " 1", "+1", "1 ", "0x10", "21", "-21", "9223372036854775808", "1.0"};
+    static const char *const bad_ints[] = {
+        "", " 1", "+1", "1 ", "0x10", "21", "-21", "9223372036854775808", "1.0"};
     for (size_t k = 0; k < sizeof bad_ints / sizeof *bad_ints; k++)
         assert_false(sq_parse_i64(bad_ints[k], -20, 20, &i));
     assert_int_equal(i, -12); /* untouched on failure */
@@ -157,7 +159,7 @@ static void test_list(void **state)
     sq_list_prepend(&head, &a);
     struct sq_list *want[] = {&a, &b, &c};
     int n = 0;
-    sq_list_each(it, &head) {
+    sq_list_each (it, &head) {
         assert_ptr_equal(it, want[n]);
         n++;
         sq_list_remove(it); /* removal while walking */
@@ -186,8 +188,10 @@ static void test_metrics(void **state)
     /* families stand together and edges ascend: the text format demands both */
     for (int i = 1; i < SQ_M_MAX; i++)
         for (int j = 0; j + 1 < i; j++)
-            if (strcmp(sq_metric_row((enum sq_metric)i).family, sq_metric_row((enum sq_metric)j).family) == 0)
-                assert_string_equal(sq_metric_row((enum sq_metric)i).family, sq_metric_row((enum sq_metric)(i - 1)).family);
+            if (strcmp(sq_metric_row((enum sq_metric)i).family,
+                       sq_metric_row((enum sq_metric)j).family) == 0)
+                assert_string_equal(sq_metric_row((enum sq_metric)i).family,
+                                    sq_metric_row((enum sq_metric)(i - 1)).family);
     for (int i = 0; i < SQ_H_MAX; i++) {
         sq_histogram_row((enum sq_histogram)i, &h);
         assert_true(h.n_edges < sizeof h.counts / sizeof *h.counts);
@@ -200,8 +204,9 @@ static void test_metrics(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_messages), cmocka_unit_test(test_numbers), cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_mailbox),  cmocka_unit_test(test_list),    cmocka_unit_test(test_metrics),
+        cmocka_unit_test(test_messages), cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_memory),   cmocka_unit_test(test_mailbox),
+        cmocka_unit_test(test_list),     cmocka_unit_test(test_metrics),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

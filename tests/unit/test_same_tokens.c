@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <fcntl.h>
@@ -121,9 +122,12 @@ static void rig_open(struct rig *r, const char *variant, int threads)
 {
     struct sq_err err = {0};
     struct sq_load_options lo = {.head = SQ_HEAD_INT8, .prefix = world.dir->prefix};
-    struct sq_runner_options ro = {.max_rows = MAX_ROWS, .max_out = N_PROMPTS, .n_kv_blocks = N_PROMPTS * SEQ_BLOCKS};
-    if (sq_cpu_open(&(struct sq_cpu_options){.n_threads = threads, .variant = variant}, &r->be, &err) ||
-        sq_model_load(world.smoothed->source, &world.smoothed->config, r->be, &lo, &r->model, &err) ||
+    struct sq_runner_options ro = {
+        .max_rows = MAX_ROWS, .max_out = N_PROMPTS, .n_kv_blocks = N_PROMPTS * SEQ_BLOCKS};
+    if (sq_cpu_open(&(struct sq_cpu_options){.n_threads = threads, .variant = variant}, &r->be,
+                    &err) ||
+        sq_model_load(world.smoothed->source, &world.smoothed->config, r->be, &lo, &r->model,
+                      &err) ||
         sq_runner_new(r->model, &ro, &r->runner, &err))
         fail_msg("%s, %d threads: %s", variant, threads, err.msg);
     assert_true(r->model->int8_attention);
@@ -152,13 +156,15 @@ struct step {
 /* Takes up to `chunk` rows of every unfinished sequence while there is room in the step. */
 static void fill(struct step *s, struct seq *seqs, int n, int first, int chunk)
 {
-    s->b = (struct sq_batch){.ids = s->ids, .pos = s->pos, .seqs = s->seqs, .out_rows = s->out_rows};
+    s->b =
+        (struct sq_batch){.ids = s->ids, .pos = s->pos, .seqs = s->seqs, .out_rows = s->out_rows};
     for (int k = 0; k < n; k++) {
         struct seq *q = &seqs[(first + k) % n];
         int rows = SQ_MIN(SQ_MIN(q->p.n - q->done, chunk), MAX_ROWS - s->b.n_rows);
         if (q->n_new == N_NEW || rows <= 0)
             continue;
-        s->seqs[s->b.n_seqs++] = (struct sq_batch_seq){.row0 = s->b.n_rows, .n_rows = rows, .pos0 = q->done, .blocks = q->blocks};
+        s->seqs[s->b.n_seqs++] = (struct sq_batch_seq){
+            .row0 = s->b.n_rows, .n_rows = rows, .pos0 = q->done, .blocks = q->blocks};
         for (int i = 0; i < rows; i++) {
             s->ids[s->b.n_rows] = q->p.ids[q->done];
             s->pos[s->b.n_rows++] = q->done++;
@@ -184,7 +190,8 @@ static void take(struct rig *r, struct step *s, struct seq *seqs, int base, stru
     for (int i = 0; i < s->b.n_out; i++) {
         struct seq *q = &seqs[s->who[i]];
         int index = base + s->who[i];
-        ret->digests[index] = digest(ret->digests[index], logits + (size_t)i * (size_t)vocab, vocab);
+        ret->digests[index] =
+            digest(ret->digests[index], logits + (size_t)i * (size_t)vocab, vocab);
         ret->tokens[index][q->n_new++] = best[i];
         q->p.ids[q->p.n++] = best[i];
     }
@@ -198,7 +205,9 @@ static void run_together(struct rig *r, int base, int n, int chunk, struct outco
     for (int i = 0; i < n; i++) {
         seqs[i] = (struct seq){.p = world.prompts[base + i]};
         for (int b = 0; b < SEQ_BLOCKS; b++)
-            seqs[i].blocks[b] = (i * SEQ_BLOCKS + b) * 7 % (N_PROMPTS * SEQ_BLOCKS); /* scattered; 7 divides no power-of-two or 24 */
+            seqs[i].blocks[b] =
+                (i * SEQ_BLOCKS + b) * 7 %
+                (N_PROMPTS * SEQ_BLOCKS); /* scattered; 7 divides no power-of-two or 24 */
     }
     for (int turn = 0;; turn++) {
         fill(&s, seqs, n, turn % n, chunk);
@@ -213,7 +222,8 @@ static void expect_same(const struct outcome *got, const char *what)
     for (int i = 0; i < N_PROMPTS; i++) {
         for (int k = 0; k < N_NEW; k++)
             if (got->tokens[i][k] != world.solo.tokens[i][k])
-                fail_msg("%s: prompt %d, token %d: %d, alone %d", what, i, k, got->tokens[i][k], world.solo.tokens[i][k]);
+                fail_msg("%s: prompt %d, token %d: %d, alone %d", what, i, k, got->tokens[i][k],
+                         world.solo.tokens[i][k]);
         if (got->digests[i] != world.solo.digests[i])
             fail_msg("%s: prompt %d: logits differ from the solo run's", what, i);
     }
@@ -243,14 +253,17 @@ static void test_logits_and_tokens(void **state)
                     memset(&out, 0, sizeof out);
                     for (int i = 0; i < (alone ? N_PROMPTS : 1); i++)
                         run_together(&r, i, alone ? 1 : N_PROMPTS, chunks[c], &out);
-                    snprintf(what, sizeof what, "%s, %d threads, chunks of %d, %s", *v, threads, chunks[c], alone ? "alone" : "together");
+                    snprintf(what, sizeof what, "%s, %d threads, chunks of %d, %s", *v, threads,
+                             chunks[c], alone ? "alone" : "together");
                     if (first)
                         world.solo = out;
                     first = false;
                     expect_same(&out, what);
                 }
             rig_close(&r);
-            print_message("%s, %d threads: 4 chunk sizes x alone and together x %d prompts equal (%.1f s)\n", *v, threads, N_PROMPTS, now() - start);
+            print_message(
+                "%s, %d threads: 4 chunk sizes x alone and together x %d prompts equal (%.1f s)\n",
+                *v, threads, N_PROMPTS, now() - start);
         }
     /* the prompts must not all say the same, or equality would mean little */
     int distinct = 0;
@@ -265,14 +278,20 @@ static struct sq_request request(int i, bool sampled)
         .id = (sq_req_id)i + 1,
         .ids = world.prompts[i].ids,
         .n_ids = world.prompts[i].n,
-        .sampling = {.temperature = sampled ? 0.8f : 0, .top_p = sampled ? 0.9f : 1, .top_k = sampled ? 40 : 0, .repetition = 1,
-                     .seed = 1000u + (uint64_t)i, .max_tokens = N_NEW, .ignore_eos = true},
+        .sampling = {.temperature = sampled ? 0.8f : 0,
+                     .top_p = sampled ? 0.9f : 1,
+                     .top_k = sampled ? 40 : 0,
+                     .repetition = 1,
+                     .seed = 1000u + (uint64_t)i,
+                     .max_tokens = N_NEW,
+                     .ignore_eos = true},
         .credit = N_NEW,
     };
 }
 
 /* Submits prompts [base, base + n) at once and waits for all of them. */
-static void engine_run(struct sq_engine *e, int base, int n, bool sampled, int32_t tokens[N_PROMPTS][N_NEW])
+static void engine_run(struct sq_engine *e, int base, int n, bool sampled,
+                       int32_t tokens[N_PROMPTS][N_NEW])
 {
     static struct sq_request reqs[N_PROMPTS];
     struct sq_err err;
@@ -305,8 +324,13 @@ static void test_engine(void **state)
     rig_open(&r, NULL, 2);
     for (int run = -1; run < (int)SQ_ARRAY_LEN(chunks); run++) {
         struct sq_engine *e;
-        struct sq_engine_options o = {.model = r.model, .max_sequences = 24, .max_step_tokens = 48, .max_context = MAX_PROMPT + N_NEW,
-                                      .kv_blocks = run == 3 ? 12 : 64, .max_queue = N_PROMPTS, .max_queue_tokens = 100000,
+        struct sq_engine_options o = {.model = r.model,
+                                      .max_sequences = 24,
+                                      .max_step_tokens = 48,
+                                      .max_context = MAX_PROMPT + N_NEW,
+                                      .kv_blocks = run == 3 ? 12 : 64,
+                                      .max_queue = N_PROMPTS,
+                                      .max_queue_tokens = 100000,
                                       .max_chunk = run < 0 ? 0 : chunks[run]};
         if (sq_engine_open(&o, &e, &err) || sq_engine_start(e, &err))
             fail_msg("%s", err.msg);
@@ -322,12 +346,14 @@ static void test_engine(void **state)
         }
         sq_engine_close(e);
     }
-    assert_memory_equal(solo[0], world.solo.tokens, sizeof solo[0]); /* and the engine's greedy tokens are the runner's */
+    assert_memory_equal(solo[0], world.solo.tokens,
+                        sizeof solo[0]); /* and the engine's greedy tokens are the runner's */
     rig_close(&r);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_logits_and_tokens), cmocka_unit_test(test_engine)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_logits_and_tokens),
+                                       cmocka_unit_test(test_engine)};
     return cmocka_run_group_tests(tests, make_world, end_world);
 }

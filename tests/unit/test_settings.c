@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdio.h>
@@ -43,7 +44,13 @@ static void test_layers(void **state)
     mkdir(drop, 0755);
     file("sqd.conf.d/50.conf", "[engine]\nthreads = 3\n[server]\nlisten = 127.0.0.1:9\n");
     file("sqd.conf.d/ignored.txt", "nonsense\n");
-    assert_int_equal(read_text(&s, "# c\n[model]\n model = /m \n[engine]\nthreads = 2\nmax_sequences=8\n[server]\nlisten = a:1\nlisten = b:2\n[limits]\nmax_body = 1MiB\nhead_timeout = 250ms\n", &err), 0);
+    assert_int_equal(
+        read_text(
+            &s,
+            "# c\n[model]\n model = /m \n[engine]\nthreads = 2\nmax_sequences=8\n[server]\nlisten "
+            "= a:1\nlisten = b:2\n[limits]\nmax_body = 1MiB\nhead_timeout = 250ms\n",
+            &err),
+        0);
     assert_string_equal(s.model, "/m");
     assert_int_equal(s.threads, 3);
     assert_int_equal(s.max_sequences, 8);
@@ -166,7 +173,10 @@ static int make_dir(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layers), cmocka_unit_test(test_errors), cmocka_unit_test(test_sample), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, make_dir, NULL);
 }
