@@ -82,15 +82,24 @@
         ROWS_##mr(STORE);                                                                          \
     }
 
-/* Few rows keep a second set of accumulators for odd k: one set alone would wait for the latency of vpdpbusd. They do not
- * prefetch, because they go at the pace of the memory, and there the processor's own prefetcher does better alone. */
-#define TILE_TWICE(mr)                                                                             \
+/* Few rows keep a second set of accumulators for odd k: one set alone would wait for the latency of vpdpbusd. They go at the pace of
+ * the memory, where the processor's own prefetcher does well alone but stops at each page: one or two rows gain by being told 2 KiB
+ * ahead, three and more lose what the prefetches cost them. */
+#define STREAM_AHEAD                                                                               \
+    __builtin_prefetch(w + 2048, 0, 2);                                                            \
+    __builtin_prefetch(w + 2048 + 64, 0, 2);                                                       \
+    __builtin_prefetch(w + 2048 + 128, 0, 2);                                                      \
+    __builtin_prefetch(w + 2048 + 192, 0, 2)
+#define STREAM_ALONE (void)0
+
+#define TILE_TWICE(mr, STREAM)                                                                     \
     static void tile##mr(const struct sq_gemm_tile *t)                                             \
     {                                                                                              \
         TILE_BEGIN;                                                                                \
         ROWS_##mr(START);                                                                          \
         ROWS_##mr(START_ODD);                                                                      \
         for (; k > 1; k -= 2) {                                                                    \
+            STREAM;                                                                                \
             const __m512i w2 = _mm512_load_si512(w + 128), w3 = _mm512_load_si512(w + 192);        \
             STEP_ALL(mr);                                                                          \
             ROWS_##mr(STEP_ODD);                                                                   \
@@ -102,11 +111,11 @@
         ROWS_##mr(STORE);                                                                          \
     }
 
-TILE_TWICE(1)
-TILE_TWICE(2)
-TILE_TWICE(3)
-TILE_TWICE(4)
-TILE_TWICE(5)
+TILE_TWICE(1, STREAM_AHEAD)
+TILE_TWICE(2, STREAM_AHEAD)
+TILE_TWICE(3, STREAM_ALONE)
+TILE_TWICE(4, STREAM_ALONE)
+TILE_TWICE(5, STREAM_ALONE)
 TILE(6)
 TILE(7)
 TILE(8)

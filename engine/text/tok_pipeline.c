@@ -73,7 +73,7 @@ static int new_pattern(struct sq_tokenizer *t, const char *text, size_t n, bool 
 static int load_byte_level(struct sq_tokenizer *t, const json_t *part, struct sq_tok_stage *stage,
                            struct sq_err *err)
 {
-    bool use_regex, trim;
+    bool use_regex = true, trim = false;
     int rc = check_keys(t, part, byte_level_keys, SQ_ARRAY_LEN(byte_level_keys), err);
     if (!rc)
         rc = get_bool(t, part, "add_prefix_space", false, &stage->add_prefix_space, err);
@@ -127,7 +127,7 @@ static int load_digits(struct sq_tokenizer *t, const json_t *part, struct sq_tok
                        struct sq_err *err)
 {
     static const char *const keys[] = {"individual_digits"};
-    bool individual;
+    bool individual = false;
     struct sq_cpset digits = {0};
     struct sq_err why = {0};
     int rc = check_keys(t, part, keys, SQ_ARRAY_LEN(keys), err);
