@@ -21,7 +21,9 @@
 #include "engine/smooth/recipe.h"
 #include "engine/text/tokenizer.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__)
+#define N_PROMPTS 3
+#elif defined(__SANITIZE_ADDRESS__)
 #define N_PROMPTS 6
 #else
 #define N_PROMPTS 64
