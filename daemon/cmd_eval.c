@@ -27,16 +27,7 @@ static const char help_text[] =
     "  --threads N         default: all processors\n"
     "  --json              print the figures as JSON\n";
 
-enum {
-    OPT_MODEL = 256,
-    OPT_TEXT,
-    OPT_AGAINST,
-    OPT_SCHEME,
-    OPT_CONTEXT,
-    OPT_HEAD,
-    OPT_JSON,
-    OPT_HELP
-};
+enum { OPT_MODEL = 256, OPT_TEXT, OPT_AGAINST, OPT_SCHEME, OPT_CONTEXT, OPT_HEAD, OPT_JSON };
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},
@@ -46,7 +37,6 @@ static const struct option long_options[] = {
     {"context", required_argument, NULL, OPT_CONTEXT},
     {"head", required_argument, NULL, OPT_HEAD},
     {"json", no_argument, NULL, OPT_JSON},
-    {"help", no_argument, NULL, OPT_HELP},
     SQ_RECIPE_OPTIONS,
     {0},
 };
@@ -76,8 +66,9 @@ static int set_scheme(struct args *a, const char *s)
     return sq_cmd_usage("eval", "--scheme: expected fp, naive, o1 or o3, found '%s'", s);
 }
 
-static int set_option(struct args *a, int opt, const char *value)
+static int set_option(void *ctx, int opt, const char *value)
 {
+    struct args *a = ctx;
     int64_t n;
     switch (opt) {
     case OPT_MODEL:
@@ -112,19 +103,9 @@ static int set_option(struct args *a, int opt, const char *value)
 /* 0, or the exit code + 1 when the command is over already. */
 static int parse_args(int argc, char **argv, struct args *a)
 {
-    int opt;
-    optind = 0;
-    while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (opt == OPT_HELP) {
-            fputs(help_text, stdout);
-            return SQ_EXIT_OK + 1;
-        }
-        int rc = opt == '?' ? sq_cmd_usage("eval", "wrong option") : set_option(a, opt, optarg);
-        if (rc)
-            return rc + 1;
-    }
-    if (optind < argc)
-        return sq_cmd_usage("eval", "unexpected argument '%s'", argv[optind]) + 1;
+    int rc = sq_cmd_options("eval", help_text, long_options, argc, argv, set_option, a);
+    if (rc)
+        return rc;
     if (!a->o.model_dir || !a->o.text)
         return sq_cmd_usage("eval", "--%s is missing", a->o.model_dir ? "text" : "model") + 1;
     return 0;

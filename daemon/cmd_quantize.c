@@ -33,7 +33,7 @@ static const char help_text[] =
     "  --threads N         default: all processors\n"
     "  --json              print the report as JSON\n";
 
-enum { OPT_MODEL = 256, OPT_OUT, OPT_LEVEL, OPT_SHARD, OPT_JSON, OPT_HELP };
+enum { OPT_MODEL = 256, OPT_OUT, OPT_LEVEL, OPT_SHARD, OPT_JSON };
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPT_MODEL},
@@ -41,7 +41,6 @@ static const struct option long_options[] = {
     {"level", required_argument, NULL, OPT_LEVEL},
     {"shard-bytes", required_argument, NULL, OPT_SHARD},
     {"json", no_argument, NULL, OPT_JSON},
-    {"help", no_argument, NULL, OPT_HELP},
     SQ_RECIPE_OPTIONS,
     {0},
 };
@@ -64,8 +63,9 @@ static int set_level(struct args *a, const char *s)
     return 0;
 }
 
-static int set_option(struct args *a, int opt, const char *value)
+static int set_option(void *ctx, int opt, const char *value)
 {
+    struct args *a = ctx;
     switch (opt) {
     case OPT_MODEL:
         a->o.model_dir = value;
@@ -90,19 +90,9 @@ static int set_option(struct args *a, int opt, const char *value)
 /* 0, or the exit code + 1 when the command is over already. */
 static int parse_args(int argc, char **argv, struct args *a)
 {
-    int opt;
-    optind = 0;
-    while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (opt == OPT_HELP) {
-            fputs(help_text, stdout);
-            return SQ_EXIT_OK + 1;
-        }
-        int rc = opt == '?' ? sq_cmd_usage("quantize", "wrong option") : set_option(a, opt, optarg);
-        if (rc)
-            return rc + 1;
-    }
-    if (optind < argc)
-        return sq_cmd_usage("quantize", "unexpected argument '%s'", argv[optind]) + 1;
+    int rc = sq_cmd_options("quantize", help_text, long_options, argc, argv, set_option, a);
+    if (rc)
+        return rc;
     if (!a->o.model_dir || !a->o.out_dir)
         return sq_cmd_usage("quantize", "--%s is missing", a->o.model_dir ? "out" : "model") + 1;
     return 0;

@@ -1,5 +1,6 @@
 #include "daemon/cmd_smooth.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "daemon/cmd.h"
@@ -66,4 +67,24 @@ int sq_cmd_recipe_option(const char *command, int opt, const char *value, struct
         return number(command, "threads", value, MAX_THREADS, n_threads);
     }
     return sq_cmd_usage(command, "wrong option");
+}
+
+int sq_cmd_options(const char *command, const char *help_text, const struct option *options,
+                   int argc, char **argv, int (*set)(void *ctx, int opt, const char *value),
+                   void *ctx)
+{
+    int opt;
+    optind = 0;
+    while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (opt == SQ_OPT_HELP) {
+            fputs(help_text, stdout);
+            return SQ_EXIT_OK + 1;
+        }
+        int rc = opt == '?' ? sq_cmd_usage(command, "wrong option") : set(ctx, opt, optarg);
+        if (rc)
+            return rc + 1;
+    }
+    if (optind < argc)
+        return sq_cmd_usage(command, "unexpected argument '%s'", argv[optind]) + 1;
+    return 0;
 }

@@ -13,6 +13,7 @@ enum {
     SQ_OPT_PASSAGES,
     SQ_OPT_KEEP_FIRST,
     SQ_OPT_THREADS,
+    SQ_OPT_HELP,
 };
 
 /* Rows of a table of struct option. */
@@ -23,8 +24,9 @@ enum {
         {"calibration", required_argument, NULL, SQ_OPT_CALIBRATION},                              \
         {"passages", required_argument, NULL, SQ_OPT_PASSAGES},                                    \
         {"keep-first", no_argument, NULL, SQ_OPT_KEEP_FIRST},                                      \
+        {"threads", required_argument, NULL, SQ_OPT_THREADS},                                      \
     {                                                                                              \
-        "threads", required_argument, NULL, SQ_OPT_THREADS                                         \
+        "help", no_argument, NULL, SQ_OPT_HELP                                                     \
     }
 
 #define SQ_CMD_RECIPE_DEFAULT                                                                      \
@@ -35,3 +37,9 @@ enum {
 /* 0, or the exit code after a message. */
 int sq_cmd_recipe_option(const char *command, int opt, const char *value, struct sq_recipe *r,
                          int *n_threads);
+
+/* Walks the command line: --help prints help_text, every other option goes to set (0, or the exit code after a message).
+ * 0, or the exit code + 1 when the command is over already. */
+int sq_cmd_options(const char *command, const char *help_text, const struct option *options,
+                   int argc, char **argv, int (*set)(void *ctx, int opt, const char *value),
+                   void *ctx);
