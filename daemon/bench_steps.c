@@ -1,7 +1,5 @@
 #include "daemon/bench_steps.h"
 
-#include <stdlib.h>
-
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 #include "engine/base/num.h"
@@ -105,18 +103,6 @@ static int decode(struct rig *r, int n, double *ret_s, struct sq_err *err)
     return rc;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *v, int n)
-{
-    qsort(v, (size_t)n, sizeof *v, by_value);
-    return n & 1 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
-}
-
 static int measure(struct rig *r, const struct sq_step_options *o, int batch,
                    struct sq_step_figure *f, struct sq_err *err)
 {
@@ -145,12 +131,12 @@ static int measure(struct rig *r, const struct sq_step_options *o, int batch,
         shares[i] = peak > 0 ? work / s / peak : 0; /* the plain C variant has no probe */
         all[i] = peak > 0 ? work_all / s / peak : 0;
     }
-    double s = median(times, n);
+    double s = sq_roof_median(times, n);
     f->ms = 1000 * s;
     f->tokens_per_s = rows / s;
-    f->share = median(shares, n);
-    f->share_all_rows = median(all, n);
-    f->peak = median(peaks, n);
+    f->share = sq_roof_median(shares, n);
+    f->share_all_rows = sq_roof_median(all, n);
+    f->peak = sq_roof_median(peaks, n);
     return 0;
 }
 

@@ -252,10 +252,10 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *v, int n)
+double sq_roof_median(double *v, int n)
 {
     qsort(v, (size_t)n, sizeof *v, by_value);
-    return v[n / 2];
+    return n & 1 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
 /* CPU time of the whole process; inside a step every thread of the pool is always running. */
@@ -304,10 +304,10 @@ static void measure(struct bench *b, struct sq_roof_cell *c)
     }
     b->be->ops->step_end(b->be);
     c->n_samples = n;
-    c->us = median(ns, n) / 1e3;
-    c->rate = median(rate, n);
-    c->probe = median(probe, n);
-    c->share = median(share, n); /* sorts */
+    c->us = sq_roof_median(ns, n) / 1e3;
+    c->rate = sq_roof_median(rate, n);
+    c->probe = sq_roof_median(probe, n);
+    c->share = sq_roof_median(share, n); /* sorts */
     c->share_min = share[0];
     c->share_max = share[n - 1];
 }

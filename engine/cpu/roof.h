@@ -47,3 +47,6 @@ int sq_roof_probe_new(struct sq_backend *be, struct sq_roof_probe **ret,
 void sq_roof_probe_free(struct sq_roof_probe *p);
 double sq_roof_int8_peak(struct sq_roof_probe *p); /* GOP/s now, in about 1 ms; 0 for ref */
 double sq_roof_read_bw(struct sq_roof_probe *p);   /* GB/s now, in about 2 ms */
+
+/* Median of n >= 1 samples, the mean of the two middle ones where n is even. Sorts v. */
+double sq_roof_median(double *v, int n);
