@@ -5,7 +5,7 @@
  * Errors: 0 or -SQ_E_* (-SQ_E_DEVICE is sticky: the process must end). Shapes are the caller's promise (SQ_ASSERT), contents are not.
  * Rounding, reductions and scales: engine/quant.h. Matrices are row-major; T = rows of the step, N = outputs, K = inputs.
  *
- * Objects (sq_buf, sq_linear, sq_norm, sq_kv) are opaque here, created and freed by the same backend, and borrowed by ops. */
+ * Objects (sq_buf, sq_linear, sq_norm, sq_rope, sq_kv) are opaque here, created and freed by the same backend, and borrowed by ops. */
 #pragma once
 
 #include <stdbool.h>
@@ -18,6 +18,7 @@ struct sq_backend;
 struct sq_buf;
 struct sq_linear;
 struct sq_norm;
+struct sq_rope;
 struct sq_kv;
 
 enum sq_dtype { SQ_F32, SQ_F16, SQ_BF16, SQ_I8 };
@@ -68,6 +69,12 @@ struct sq_norm_desc {
         *beta_q; /* [dim], already divided by the consumer's static step; NULL = no int8 output */
 };
 
+/* Rotary positions: dimension i of a head's first rot_dim pairs with i + rot_dim/2 (the two halves); the rest stays. */
+struct sq_rope_desc {
+    size_t rot_dim, n_pos;
+    const float *cos, *sin; /* [n_pos, rot_dim / 2], borrowed during the call */
+};
+
 struct sq_kv_desc {
     size_t n_layers, n_kv_heads, head_dim; /* head_dim a multiple of 4 for int8 */
     size_t
@@ -95,12 +102,25 @@ struct sq_attn {
     int n_heads, n_kv_heads, head_dim;
     float score_mul; /* int8: q_step * k_step / sqrt(D); float: 1 / sqrt(D) */
     float out_mul; /* int8 cache: v_step (F32 out) or v_step / out_step (S8 out); float cache: 1 */
+    float q_inv, k_inv, v_inv; /* 1 / step: `rope` to codes only */
 };
+
+/* What the steps to come will need at most. */
+struct sq_step_limits {
+    int max_rows, max_seqs, max_out;
+    int max_blocks;  /* block ids in the tables of one step, all sequences together */
+    int max_context; /* positions of one sequence */
+};
+
+/* What step_begin may answer beside 0 and errors. */
+enum { SQ_STEP_REPLAYED = 1 };
 
 struct sq_device_info {
     char name[64];    /* "cpu" */
     char detail[128]; /* "AVX512-VNNI, 2 threads" */
     size_t mem_used_bytes;
+    size_t mem_free_bytes,
+        mem_total_bytes; /* of the device now; 0 where it is not its own memory */
     int n_threads;
 };
 
@@ -134,11 +154,21 @@ struct sq_backend_ops {
     /* Bytes that kv_new would take for d: admission plans and the budget print use it. */
     size_t (*kv_bytes)(struct sq_backend *be, const struct sq_kv_desc *d);
 
-    /* --- one step: begin ... end brackets the ops of a forward pass (workers are awake in between, spinning) --- */
-    void (*step_begin)(struct sq_backend *be);
-    void (*step_end)(struct sq_backend *be);
+    int (*rope_new)(struct sq_backend *be, const struct sq_rope_desc *d, struct sq_rope **ret,
+                    struct sq_err *err);
+    void (*rope_free)(struct sq_backend *be, struct sq_rope *r);
+    /* Makes room for the steps to come; before the first one, after all objects were made. */
+    int (*reserve)(struct sq_backend *be, const struct sq_step_limits *l, struct sq_err *err);
 
-    /* x[T,dim] f32 = table[ids] (+ pos_table[pos + pos_offset] if pos_table). Tables are float linears. */
+    /* --- one step: begin ... end brackets the ops of a forward pass --- */
+
+    /* b: the step's rows, the same in every op of it; NULL where no op takes a batch. key: says that steps of this key and this shape
+     * of b (decode rows only, all of them wanted) are always the same list of ops on the same objects, so that a device may record it
+     * once and replay it; NULL = do not. SQ_STEP_REPLAYED: that has happened, issue no ops, go on with step_end. */
+    int (*step_begin)(struct sq_backend *be, const struct sq_batch *b, const void *key);
+    int (*step_end)(struct sq_backend *be);
+
+    /* x[T,dim] f32 = table[ids] + pos_table[pos + pos_offset]; either table may be NULL. Tables are float linears. */
     int (*embed)(struct sq_backend *be, const struct sq_batch *b, struct sq_linear *table,
                  struct sq_linear *pos_table, int pos_offset, struct sq_buf *x);
     /* Norm of x's first n_rows rows. y (F32, may be x itself) and/or y_q (S8, static step) are written where not NULL. */
@@ -151,14 +181,21 @@ struct sq_backend_ops {
     /* y = l(x) on the first n_rows rows; x is S8 for int8 weights, F32 for float ones; y is what l's epilogue says. */
     int (*linear)(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x, int n_rows,
                   struct sq_buf *y);
+    /* Rotates q and k of the fused projection x (F32, columns as struct sq_attn says) by their positions. y is x or another F32 buffer;
+     * or an S8 one of the same shape: codes of q, k (rotated) and v by q_inv, k_inv, v_inv. */
+    int (*rope)(struct sq_backend *be, struct sq_rope *r, const struct sq_attn *a,
+                const struct sq_batch *b, struct sq_buf *x, struct sq_buf *y);
+    /* y[.,i] = silu(x[.,2i]) * x[.,2i+1], x F32 of twice y's columns. y F32; or S8: inv_step as in quant_rows. */
+    int (*swiglu)(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
+                  struct sq_buf *y);
     /* Writes k and v of every row of qkv (columns as struct sq_attn says; S8 for an int8 cache, F32 for a float one) into the cache. */
     int (*kv_write)(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,
                     const struct sq_batch *b, struct sq_buf *qkv);
     /* Causal attention of every row over its sequence's keys 0..pos. out[T, n_heads*D]: S8 (int8 cache) or F32. */
     int (*attend)(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,
                   const struct sq_batch *b, struct sq_buf *qkv, struct sq_buf *out);
-    /* y[i] = x[rows[i]]; f32; the rows that go through the head. */
-    int (*gather)(struct sq_backend *be, struct sq_buf *x, const int32_t *rows, int n_rows,
+    /* y[i] = x[b->out_rows[i]], i < b->n_out; f32; the rows that go through the head. */
+    int (*gather)(struct sq_backend *be, const struct sq_batch *b, struct sq_buf *x,
                   struct sq_buf *y);
     /* ids[i] = first index of the maximum of row i of x[.,cols] f32; -1 if any value of the row is NaN. Synchronous. */
     int (*argmax)(struct sq_backend *be, struct sq_buf *x, int n_rows, int32_t *ids);

@@ -9,6 +9,9 @@
  *   f32 out:   y = fmaf((float)acc, mul[n], bias[n]),  mul = s_in * s_w[n];  "add" does x = x + y. With per-row input scales r[m]:
  *              y = fmaf((float)acc * r[m], mul[n], bias[n]),  mul = s_w[n].
  *
+ * Rotary: with c, s of the row's position, for each pair (a, b):  a' = fmaf(a, c, -(b * s)),  b' = fmaf(b, c, a * s); codes are
+ * sat(rne(a' * inv_step)).  SwiGLU: silu(g) * u with e = sq_exp(-|g|):  silu(g) = g >= 0 ? g / (1 + e) : (g * e) / (1 + e).
+ *
  * Float reductions have one canonical shape, so that all kernel variants give the same bits and a row's bits do not depend on the batch:
  * 16 lanes, lane l takes k = l, l+16, ... in ascending order (missing tail elements are skipped), fused multiply-add where a product is
  * summed, then the tree l+8, l+4, l+2, l+1. sq_sum16 below is that tree.

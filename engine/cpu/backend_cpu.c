@@ -118,14 +118,27 @@ static size_t kv_bytes(struct sq_backend *be, const struct sq_kv_desc *d)
 
 /* --- the backend --- */
 
-static void step_begin(struct sq_backend *be)
+static int reserve(struct sq_backend *be, const struct sq_step_limits *l, struct sq_err *err)
 {
-    sq_pool_step_begin(cpu_of(be)->pool);
+    (void)be;
+    (void)l;
+    (void)err;
+    return 0;
 }
 
-static void step_end(struct sq_backend *be)
+/* The workers are awake in a step, spinning. */
+static int step_begin(struct sq_backend *be, const struct sq_batch *b, const void *key)
+{
+    (void)b;
+    (void)key;
+    sq_pool_step_begin(cpu_of(be)->pool);
+    return 0;
+}
+
+static int step_end(struct sq_backend *be)
 {
     sq_pool_step_end(cpu_of(be)->pool);
+    return 0;
 }
 
 static void info(struct sq_backend *be, struct sq_device_info *ret)
@@ -160,6 +173,7 @@ static const struct sq_backend_ops cpu_ops = {
     .kv_new = kv_new,
     .kv_free = kv_free,
     .kv_bytes = kv_bytes,
+    .reserve = reserve,
     .step_begin = step_begin,
     .step_end = step_end,
     .embed = sq_cpu_embed,

@@ -65,7 +65,8 @@ int sq_cpu_embed(struct sq_backend *be, const struct sq_batch *b, struct sq_line
     struct call o = {
         .c = cpu_of(be), .b = b, .l = table, .l2 = pos_table, .pos_offset = pos_offset, .x = x};
     check_f32(x, b->n_rows);
-    SQ_ASSERT(table->d.dtype != SQ_I8 && table->d.n_in == x->cols);
+    SQ_ASSERT(table || pos_table);
+    SQ_ASSERT(!table || (table->d.dtype != SQ_I8 && table->d.n_in == x->cols));
     SQ_ASSERT(!pos_table || (pos_table->d.dtype != SQ_I8 && pos_table->d.n_in == x->cols));
     run(o.c, (size_t)b->n_rows, 1, embed_piece, &o);
     return 0;
@@ -114,16 +115,17 @@ int sq_cpu_quant_rows(struct sq_backend *be, struct sq_buf *x, int n_rows, float
     return 0;
 }
 
-int sq_cpu_gather(struct sq_backend *be, struct sq_buf *x, const int32_t *rows, int n_rows,
+int sq_cpu_gather(struct sq_backend *be, const struct sq_batch *b, struct sq_buf *x,
                   struct sq_buf *y)
 {
     (void)be;
     check_f32(x, 0);
-    check_f32(y, n_rows);
+    check_f32(y, b->n_out);
     SQ_ASSERT(x->cols == y->cols);
-    for (int i = 0; i < n_rows; i++) {
-        SQ_ASSERT(rows[i] >= 0 && (size_t)rows[i] < x->max_rows);
-        memcpy(y->f + (size_t)i * y->stride, x->f + (size_t)rows[i] * x->stride,
+    for (int i = 0; i < b->n_out; i++) {
+        const int32_t row = b->out_rows[i];
+        SQ_ASSERT(row >= 0 && (size_t)row < x->max_rows);
+        memcpy(y->f + (size_t)i * y->stride, x->f + (size_t)row * x->stride,
                x->cols * sizeof *x->f);
     }
     return 0;

@@ -22,7 +22,7 @@ int sq_cpu_norm(struct sq_backend *be, struct sq_norm *n, struct sq_buf *x, int 
                 struct sq_buf *y, struct sq_buf *y_q);
 int sq_cpu_quant_rows(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
                       struct sq_buf *y_q);
-int sq_cpu_gather(struct sq_backend *be, struct sq_buf *x, const int32_t *rows, int n_rows,
+int sq_cpu_gather(struct sq_backend *be, const struct sq_batch *b, struct sq_buf *x,
                   struct sq_buf *y);
 int sq_cpu_argmax(struct sq_backend *be, struct sq_buf *x, int n_rows, int32_t *ids);
 int sq_cpu_observe(struct sq_backend *be, struct sq_buf *x, int row0, int n_rows, size_t col0,

@@ -97,7 +97,7 @@ static void wait_piece(void *arg, size_t i0, size_t i1, int thread)
 static void step_open(struct sq_backend *be)
 {
     struct sq_pool *pool = sq_cpu_pool(be);
-    be->ops->step_begin(be);
+    (void)be->ops->step_begin(be, NULL, NULL);
     sq_pool_run(pool, (size_t)sq_pool_n_threads(pool), 1, wait_piece, NULL);
 }
 
@@ -105,7 +105,7 @@ double sq_roof_read_bw(struct sq_roof_probe *p)
 {
     step_open(p->be);
     double v = read_bw(p);
-    p->be->ops->step_end(p->be);
+    (void)p->be->ops->step_end(p->be);
     return v;
 }
 
@@ -113,7 +113,7 @@ double sq_roof_int8_peak(struct sq_roof_probe *p)
 {
     step_open(p->be);
     double v = int8_peak(p);
-    p->be->ops->step_end(p->be);
+    (void)p->be->ops->step_end(p->be);
     return v;
 }
 
@@ -302,7 +302,7 @@ static void measure(struct bench *b, struct sq_roof_cell *c)
         rate[i] = work / s.ns;
         share[i] = s.probe > 0 ? rate[i] / s.probe : 0;
     }
-    b->be->ops->step_end(b->be);
+    (void)b->be->ops->step_end(b->be);
     c->n_samples = n;
     c->us = sq_roof_median(ns, n) / 1e3;
     c->rate = sq_roof_median(rate, n);

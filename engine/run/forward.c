@@ -40,7 +40,6 @@ struct sq_runner {
     struct sq_runner_options o;
     struct acts act;
     struct sq_kv *kv;
-    int32_t *pos_ids; /* [max_rows] positions as rows of their table, for project_in */
 };
 
 /* The state of one pass. After the first error every further call is skipped, so that the block
@@ -133,7 +132,13 @@ static int make_buffers(struct sq_runner *r, struct sq_err *err)
             return rc;
     }
     struct sq_kv_desc kv = kv_desc(r->m, r->o.n_kv_blocks);
-    return be->ops->kv_new(be, &kv, &r->kv, err);
+    int rc = be->ops->kv_new(be, &kv, &r->kv, err);
+    const struct sq_step_limits l = {.max_rows = r->o.max_rows,
+                                     .max_seqs = r->o.max_rows,
+                                     .max_out = r->o.max_out,
+                                     .max_blocks = r->o.n_kv_blocks,
+                                     .max_context = r->m->config.max_positions};
+    return rc ? rc : be->ops->reserve(be, &l, err);
 }
 
 int sq_runner_new(struct sq_model *m, const struct sq_runner_options *o, struct sq_runner **ret,
@@ -145,9 +150,7 @@ int sq_runner_new(struct sq_model *m, const struct sq_runner_options *o, struct 
         return sq_fail(err, SQ_E_NOMEM, "no memory for the runner");
     r->m = m;
     r->o = *o;
-    r->pos_ids = sq_new_array(int32_t, (size_t)o->max_rows);
-    int rc =
-        r->pos_ids ? make_buffers(r, err) : sq_fail(err, SQ_E_NOMEM, "no memory for the runner");
+    int rc = make_buffers(r, err);
     if (rc) {
         sq_runner_free(r);
         return rc;
@@ -166,7 +169,6 @@ struct sq_runner *sq_runner_free(struct sq_runner *r)
     for (size_t i = 0; i < N_ACTS; i++)
         be->ops->buf_free(be, *s[i].slot);
     be->ops->kv_free(be, r->kv);
-    sq_free(r->pos_ids);
     sq_free(r);
     return NULL;
 }
@@ -302,14 +304,9 @@ static void embeddings(struct pass *p)
         embed(p, m->embed, m->pos, a->x);
         return;
     }
-    struct sq_batch as_ids = *p->b, *b = &as_ids;
-    for (int i = 0; i < b->n_rows; i++)
-        p->r->pos_ids[i] = b->pos[i] + m->config.family->pos_offset;
-    as_ids.ids = p->r->pos_ids;
     embed(p, m->embed, NULL, a->e);
-    if (!p->rc)
-        p->rc = p->ops->embed(p->be, b, m->pos, NULL, 0, a->x);
-    linear(p, m->project_in, a->e, b->n_rows, a->x);
+    embed(p, NULL, m->pos, a->x);
+    linear(p, m->project_in, a->e, p->b->n_rows, a->x);
 }
 
 /* Logits of the rows that are wanted; nothing after the last block runs for the others. */
@@ -320,7 +317,7 @@ static void head(struct pass *p)
     const int n_out = p->b->n_out;
     struct sq_buf *y = a->last;
     if (!p->rc)
-        p->rc = p->ops->gather(p->be, a->x, p->b->out_rows, n_out, y);
+        p->rc = p->ops->gather(p->be, p->b, a->x, y);
     if (m->final_norm)
         norm(p, m->final_norm, y, n_out, y, NULL);
     if (m->project_out) {
@@ -346,24 +343,32 @@ static void check_batch(const struct sq_runner *r, const struct sq_batch *b)
     SQ_ASSERT(b->n_out >= 0 && b->n_out <= r->o.max_out && b->n_out <= b->n_rows);
 }
 
+/* The whole pass. The list depends on the model, n_out > 0 and obs alone: what a device records. */
+static void pass_ops(struct pass *p)
+{
+    struct sq_buf *h = NULL;
+    embeddings(p);
+    if (!p->m->config.pre_norm)
+        h = input(p, p->r->act.x, p->r->act.h_q, p->m->layers[0].qkv_step);
+    for (int i = 0; i < p->m->config.n_layers; i++)
+        h = block(p, i, h);
+    if (p->b->n_out > 0)
+        head(p);
+}
+
 int sq_forward(struct sq_runner *r, const struct sq_batch *b, const struct sq_observer *obs,
                struct sq_err *err)
 {
     check_batch(r, b);
     SQ_ASSERT(!obs || r->m->scheme == SQ_SCHEME_FLOAT);
     struct pass p = {.r = r, .m = r->m, .ops = r->m->be->ops, .be = r->m->be, .b = b, .obs = obs};
-    struct sq_buf *h = NULL;
-
-    p.ops->step_begin(p.be);
-    embeddings(&p);
-    if (!p.m->config.pre_norm)
-        h = input(&p, r->act.x, r->act.h_q, p.m->layers[0].qkv_step);
-    for (int i = 0; i < p.m->config.n_layers; i++)
-        h = block(&p, i, h);
-    if (b->n_out > 0)
-        head(&p);
-    p.ops->step_end(p.be);
-    return device_failed(p.rc, err);
+    p.rc = p.ops->step_begin(p.be, b, obs ? NULL : r);
+    if (p.rc == SQ_STEP_REPLAYED)
+        p.rc = 0;
+    else
+        pass_ops(&p);
+    int rc = p.ops->step_end(p.be);
+    return device_failed(p.rc ? p.rc : rc, err);
 }
 
 int sq_runner_logits(struct sq_runner *r, int n_out, const float **ret, struct sq_err *err)
@@ -377,8 +382,8 @@ int sq_runner_argmax(struct sq_runner *r, int n_out, int32_t *ids, struct sq_err
 {
     SQ_ASSERT(n_out > 0 && n_out <= r->o.max_out);
     struct sq_backend *be = r->m->be;
-    be->ops->step_begin(be);
-    int rc = be->ops->argmax(be, r->act.logits, n_out, ids);
-    be->ops->step_end(be);
-    return device_failed(rc, err);
+    int rc = be->ops->step_begin(be, NULL, NULL);
+    rc = rc ? rc : be->ops->argmax(be, r->act.logits, n_out, ids);
+    int end = be->ops->step_end(be);
+    return device_failed(rc ? rc : end, err);
 }

@@ -138,9 +138,9 @@ static void run_open(struct run *r, const struct problem *p, const char *variant
         if (p->out != SQ_OUT_S8)
             memcpy(r->y->f + i * r->y->stride, p->y0 + i * p->n, p->n * sizeof(float));
     }
-    r->be->ops->step_begin(r->be);
+    (void)r->be->ops->step_begin(r->be, NULL, NULL);
     assert_int_equal(r->be->ops->linear(r->be, r->l, r->x, p->m, r->y), 0);
-    r->be->ops->step_end(r->be);
+    (void)r->be->ops->step_end(r->be);
 }
 
 static void run_close(struct run *r)

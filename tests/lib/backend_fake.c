@@ -251,16 +251,28 @@ static int kv_new(struct sq_backend *be, const struct sq_kv_desc *d, struct sq_k
 
 /* --- one step --------------------------------------------------------------------------------- */
 
-static void step_begin(struct sq_backend *be)
+static int reserve(struct sq_backend *be, const struct sq_step_limits *l, struct sq_err *err)
 {
-    SQ_ASSERT(!fake_of(be)->in_step);
-    fake_of(be)->in_step = true;
+    (void)be;
+    (void)err;
+    SQ_ASSERT(l->max_rows > 0 && l->max_out > 0 && l->max_blocks > 0);
+    return 0;
 }
 
-static void step_end(struct sq_backend *be)
+static int step_begin(struct sq_backend *be, const struct sq_batch *b, const void *key)
+{
+    (void)b;
+    (void)key;
+    SQ_ASSERT(!fake_of(be)->in_step);
+    fake_of(be)->in_step = true;
+    return 0;
+}
+
+static int step_end(struct sq_backend *be)
 {
     SQ_ASSERT(fake_of(be)->in_step);
     fake_of(be)->in_step = false;
+    return 0;
 }
 
 static void check_batch(const struct fake *k, const struct sq_batch *b)
@@ -283,11 +295,14 @@ static int embed(struct sq_backend *be, const struct sq_batch *b, struct sq_line
     struct fake *k = fake_of(be);
     check_batch(k, b);
     SQ_ASSERT(k->in_step && (size_t)b->n_rows <= x->max_rows && x->kind == SQ_BUF_F32);
-    SQ_ASSERT(table->d.n_in == x->cols && table->d.dtype != SQ_I8);
-    trace(k, "embed", table->name, pos_table ? pos_table->name : "");
+    SQ_ASSERT(!table || (table->d.n_in == x->cols && table->d.dtype != SQ_I8));
+    trace(k, "embed", table ? table->name : "", pos_table ? pos_table->name : "");
     for (int i = 0; i < b->n_rows; i++) {
-        SQ_ASSERT(b->ids[i] >= 0 && (size_t)b->ids[i] < table->d.n_out);
-        uint64_t h = mix(table->h, (uint64_t)b->ids[i]);
+        uint64_t h = 0;
+        if (table) {
+            SQ_ASSERT(b->ids[i] >= 0 && (size_t)b->ids[i] < table->d.n_out);
+            h = mix(table->h, (uint64_t)b->ids[i]);
+        }
         if (pos_table) {
             SQ_ASSERT((size_t)(b->pos[i] + pos_offset) < pos_table->d.n_out);
             h = mix(h, mix(pos_table->h, (uint64_t)(b->pos[i] + pos_offset)));
@@ -422,14 +437,14 @@ static int attend(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn 
     return op(k);
 }
 
-static int gather(struct sq_backend *be, struct sq_buf *x, const int32_t *rows, int n_rows,
+static int gather(struct sq_backend *be, const struct sq_batch *b, struct sq_buf *x,
                   struct sq_buf *y)
 {
     struct fake *k = fake_of(be);
-    SQ_ASSERT(k->in_step && x->cols == y->cols && (size_t)n_rows <= y->max_rows);
+    SQ_ASSERT(k->in_step && x->cols == y->cols && (size_t)b->n_out <= y->max_rows);
     trace(k, "gather", "", "");
-    for (int i = 0; i < n_rows; i++)
-        y->rows[i] = x->rows[rows[i]];
+    for (int i = 0; i < b->n_out; i++)
+        y->rows[i] = x->rows[b->out_rows[i]];
     return op(k);
 }
 
@@ -516,6 +531,7 @@ static const struct sq_backend_ops fake_ops = {
     .kv_new = kv_new,
     .kv_free = kv_free,
     .kv_bytes = kv_bytes,
+    .reserve = reserve,
     .step_begin = step_begin,
     .step_end = step_end,
     .embed = embed,

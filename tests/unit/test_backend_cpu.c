@@ -155,7 +155,7 @@ static void forward(struct model *m, const struct sq_batch *b)
                               .score_mul = 3e-4f,
                               .out_mul = 1.3f};
     const int t = b->n_rows;
-    ops->step_begin(m->be);
+    assert_int_equal(ops->step_begin(m->be, b, NULL), 0);
     assert_int_equal(ops->embed(m->be, b, m->tokens, m->positions, 2, m->x), 0);
     assert_int_equal(ops->norm(m->be, m->norm, m->x, t, m->xn, m->xq), 0);
     assert_int_equal(ops->linear(m->be, m->qkv, m->xq, t, m->qkv_q), 0);
@@ -163,12 +163,12 @@ static void forward(struct model *m, const struct sq_batch *b)
     assert_int_equal(ops->attend(m->be, m->kv, &a, b, m->qkv_q, m->attn_q), 0);
     assert_int_equal(ops->linear(m->be, m->proj, m->attn_q, t, m->x), 0);
     assert_int_equal(ops->observe(m->be, m->x, 1, t - 1, 5, 40, m->absmax), 0);
-    assert_int_equal(ops->gather(m->be, m->x, b->out_rows, b->n_out, m->last), 0);
+    assert_int_equal(ops->gather(m->be, b, m->x, m->last), 0);
     assert_int_equal(ops->quant_rows(m->be, m->last, b->n_out, 0.0f, m->last_q), 0);
     assert_int_equal(ops->linear(m->be, m->dyn_head, m->last_q, b->n_out, m->dyn_logits), 0);
     assert_int_equal(ops->linear(m->be, m->head, m->last, b->n_out, m->logits), 0);
     assert_int_equal(ops->argmax(m->be, m->dyn_logits, b->n_out, m->best), 0);
-    ops->step_end(m->be);
+    assert_int_equal(ops->step_end(m->be), 0);
     assert_int_equal(ops->sync(m->be), 0);
 }
 
@@ -289,14 +289,14 @@ static void empty_batches_do_nothing(void **state)
     struct model m;
     (void)state;
     model_init(&m, NULL, 2);
-    m.ops->step_begin(m.be);
+    assert_int_equal(m.ops->step_begin(m.be, NULL, NULL), 0);
     assert_int_equal(m.ops->embed(m.be, &none, m.tokens, NULL, 0, m.x), 0);
     assert_int_equal(m.ops->norm(m.be, m.norm, m.x, 0, NULL, m.xq), 0);
     assert_int_equal(m.ops->linear(m.be, m.qkv, m.xq, 0, m.qkv_q), 0);
     assert_int_equal(m.ops->kv_write(m.be, m.kv, &a, &none, m.qkv_q), 0);
     assert_int_equal(m.ops->attend(m.be, m.kv, &a, &none, m.qkv_q, m.attn_q), 0);
     assert_int_equal(m.ops->argmax(m.be, m.logits, 0, NULL), 0);
-    m.ops->step_end(m.be);
+    assert_int_equal(m.ops->step_end(m.be), 0);
     model_done(&m);
 }
 

@@ -1,0 +1,46 @@
+/* The one door of libsqd-cuda.so: a versioned table. Plain C without CUDA headers, so that the daemon can include it; the module is opened
+ * with dlopen, and the daemon starts on machines that have neither driver nor libraries. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/backend.h"
+#include "engine/base/err.h"
+
+#define SQ_GPU_ABI 1
+#define SQ_GPU_SYMBOL "sqd_gpu_module"
+
+struct sq_gpu_options {
+    int device;            /* CUDA ordinal */
+    int rank, world_size;  /* several GPUs are not in this version: 0 and 1 */
+    bool plan;             /* count bytes only: no call reaches the device */
+    bool no_graphs;        /* never record decode steps */
+    const char *cache_dir; /* where timings of matmul algorithms are kept; NULL = nowhere */
+};
+
+struct sq_gpu_probe {
+    int n_devices;
+    int capability; /* of device 0, 90 for 9.0 */
+    char name[64];
+    size_t mem_total_bytes, mem_free_bytes;
+};
+
+/* What was and will be taken of the device's memory, for the budget print; sums of the sizes asked from cudaMalloc. */
+struct sq_gpu_budget {
+    size_t weight_bytes, kv_bytes, activation_bytes, workspace_bytes;
+    size_t n_allocs;
+};
+
+struct sq_gpu_module {
+    uint32_t abi, struct_bytes;
+    const char *version;
+    /* Is there a usable GPU? Errors say in our own words what is missing (driver, device, architecture). */
+    int (*probe)(struct sq_gpu_probe *ret, struct sq_err *err);
+    int (*open)(const struct sq_gpu_options *o, struct sq_backend **ret, struct sq_err *err);
+    void (*budget)(struct sq_backend *be, struct sq_gpu_budget *ret);
+};
+
+/* The exported function's type: const struct sq_gpu_module *sqd_gpu_module(void). */
+typedef const struct sq_gpu_module *sq_gpu_module_fn(void);
