@@ -5,6 +5,9 @@
  * Errors: 0 or -SQ_E_* (-SQ_E_DEVICE is sticky: the process must end). Shapes are the caller's promise (SQ_ASSERT), contents are not.
  * Rounding, reductions and scales: engine/quant.h. Matrices are row-major; T = rows of the step, N = outputs, K = inputs.
  *
+ * Fusion: where rope or swiglu is the only reader of the linear right before it, or attend of the rope and kv_write right before it, a
+ * device may leave the buffer between them unwritten.
+ *
  * Objects (sq_buf, sq_linear, sq_norm, sq_rope, sq_kv) are opaque here, created and freed by the same backend, and borrowed by ops. */
 #pragma once
 
@@ -110,6 +113,7 @@ struct sq_step_limits {
     int max_rows, max_seqs, max_out;
     int max_blocks;  /* block ids in the tables of one step, all sequences together */
     int max_context; /* positions of one sequence */
+    int n_heads, n_kv_heads, head_dim;
 };
 
 /* What step_begin may answer beside 0 and errors. */
@@ -205,6 +209,8 @@ struct sq_backend_ops {
     /* Host pointer to the first n_rows rows of an F32 buffer, dense [n_rows, cols], valid until the next op. Blocks until it is there. */
     int (*view)(struct sq_backend *be, struct sq_buf *x, int n_rows, const float **ret);
     int (*sync)(struct sq_backend *be);
+    /* What the device said about its sticky error; "" where it said nothing. Valid until close. */
+    const char *(*fault)(struct sq_backend *be);
 };
 
 /* Implementations embed this as their first member. */

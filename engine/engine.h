@@ -74,6 +74,7 @@ struct sq_engine_options {
     int max_queue;     /* waiting sequences, beside those that could start at once */
     int64_t
         max_queue_tokens; /* prompt tokens of waiting sequences; an empty queue takes any one submit */
+    bool sizes_only; /* no warm-up: the model's matrices may be empty, nothing is ever run */
     void (*wake)(void *ctx); /* called from the engine thread without locks; may be NULL */
     void *ctx;
 };
@@ -114,3 +115,5 @@ struct sq_engine_stats { /* a snapshot from atomics: never waits for the engine 
     int max_context, vocab;
 };
 void sq_engine_stats(struct sq_engine *e, struct sq_engine_stats *ret);
+/* What broke, once the stats say fault; "" before. Valid until close. */
+const char *sq_engine_fault_text(const struct sq_engine *e);

@@ -75,6 +75,21 @@ static void norm_free(struct sq_backend *be, struct sq_norm *n)
     sq_cpu_norm_free(n);
 }
 
+static int rope_new(struct sq_backend *be, const struct sq_rope_desc *d, struct sq_rope **ret,
+                    struct sq_err *err)
+{
+    int rc = sq_cpu_rope_new(d, ret, err);
+    if (rc == 0)
+        cpu_of(be)->used_bytes += (*ret)->bytes;
+    return rc;
+}
+
+static void rope_free(struct sq_backend *be, struct sq_rope *r)
+{
+    cpu_of(be)->used_bytes -= r ? r->bytes : 0;
+    sq_cpu_rope_free(r);
+}
+
 /* Grows the threads' scratch to what a cache like d needs. */
 static int scratch_grow(struct sq_cpu *c, const struct sq_kv_desc *d, struct sq_err *err)
 {
@@ -159,6 +174,13 @@ static void close_cpu(struct sq_backend *be)
     sq_free(c);
 }
 
+/* Nothing can break. */
+static const char *fault(struct sq_backend *be)
+{
+    (void)be;
+    return "";
+}
+
 static const struct sq_backend_ops cpu_ops = {
     .close = close_cpu,
     .info = info,
@@ -173,6 +195,8 @@ static const struct sq_backend_ops cpu_ops = {
     .kv_new = kv_new,
     .kv_free = kv_free,
     .kv_bytes = kv_bytes,
+    .rope_new = rope_new,
+    .rope_free = rope_free,
     .reserve = reserve,
     .step_begin = step_begin,
     .step_end = step_end,
@@ -180,6 +204,8 @@ static const struct sq_backend_ops cpu_ops = {
     .norm = sq_cpu_norm,
     .quant_rows = sq_cpu_quant_rows,
     .linear = sq_cpu_linear,
+    .rope = sq_cpu_rope,
+    .swiglu = sq_cpu_swiglu,
     .kv_write = sq_cpu_kv_write,
     .attend = sq_cpu_attend,
     .gather = sq_cpu_gather,
@@ -187,6 +213,7 @@ static const struct sq_backend_ops cpu_ops = {
     .observe = sq_cpu_observe,
     .view = sq_cpu_view,
     .sync = sq_cpu_sync,
+    .fault = fault,
 };
 
 static int no_variant(const char *name, struct sq_err *err)

@@ -33,6 +33,7 @@ struct call {
     struct sq_kv *kv;
     const struct sq_linear *l, *l2;
     const struct sq_norm *n;
+    const struct sq_rope *r;
     struct sq_buf *x, *y, *y_q;
     int n_rows, pos_offset, row0;
     float inv_step;
@@ -112,6 +113,23 @@ int sq_cpu_quant_rows(struct sq_backend *be, struct sq_buf *x, int n_rows, float
     check_s8(y_q, n_rows);
     SQ_ASSERT(x->cols == y_q->cols);
     run(o.c, (size_t)n_rows, 1, quant_piece, &o);
+    return 0;
+}
+
+static void swiglu_piece(void *arg, size_t i0, size_t i1, int thread)
+{
+    const struct call *o = arg;
+    (void)thread;
+    o->c->k->swiglu(o->x, (int)i0, (int)i1, o->inv_step, o->y);
+}
+
+int sq_cpu_swiglu(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
+                  struct sq_buf *y)
+{
+    struct call o = {.c = cpu_of(be), .x = x, .inv_step = inv_step, .y = y};
+    check_f32(x, n_rows);
+    SQ_ASSERT(x->cols == 2 * y->cols && x != y && (size_t)n_rows <= y->max_rows);
+    run(o.c, (size_t)n_rows, 1, swiglu_piece, &o);
     return 0;
 }
 
@@ -233,6 +251,25 @@ static void check_attn(const struct sq_attn *a, const struct sq_batch *b, const 
               a->n_heads % a->n_kv_heads == 0);
     SQ_ASSERT(qkv->cols == (size_t)(a->n_heads + 2 * a->n_kv_heads) * (size_t)a->head_dim);
     SQ_ASSERT(b->n_rows >= 0 && (size_t)b->n_rows <= qkv->max_rows);
+}
+
+static void rope_piece(void *arg, size_t i0, size_t i1, int thread)
+{
+    const struct call *o = arg;
+    (void)thread;
+    o->c->k->rope(o->r, o->a, o->b, o->x, o->y, (int)i0, (int)i1);
+}
+
+int sq_cpu_rope(struct sq_backend *be, struct sq_rope *r, const struct sq_attn *a,
+                const struct sq_batch *b, struct sq_buf *x, struct sq_buf *y)
+{
+    struct call o = {.c = cpu_of(be), .r = r, .a = a, .b = b, .x = x, .y = y};
+    check_attn(a, b, x);
+    check_f32(x, b->n_rows);
+    SQ_ASSERT(x->cols == y->cols && (size_t)b->n_rows <= y->max_rows);
+    SQ_ASSERT(r->rot_dim <= (size_t)a->head_dim);
+    run(o.c, (size_t)b->n_rows, 1, rope_piece, &o);
+    return 0;
 }
 
 /* Item = sequence x key-value head. */

@@ -31,6 +31,10 @@ int sq_cpu_view(struct sq_backend *be, struct sq_buf *x, int n_rows, const float
 int sq_cpu_sync(struct sq_backend *be);
 int sq_cpu_linear(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x, int n_rows,
                   struct sq_buf *y);
+int sq_cpu_rope(struct sq_backend *be, struct sq_rope *r, const struct sq_attn *a,
+                const struct sq_batch *b, struct sq_buf *x, struct sq_buf *y);
+int sq_cpu_swiglu(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
+                  struct sq_buf *y);
 int sq_cpu_kv_write(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,
                     const struct sq_batch *b, struct sq_buf *qkv);
 int sq_cpu_attend(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,

@@ -51,6 +51,12 @@ struct sq_norm {
     size_t bytes;                           /* of memory, for the books */
 };
 
+struct sq_rope {
+    size_t rot_dim, n_pos;
+    float *cos, *sin; /* [n_pos, rot_dim / 2] */
+    size_t bytes;     /* of memory, for the books */
+};
+
 struct sq_kv; /* attn.h: layout chosen for the attention kernels */
 
 /* attn.c, independent of the instruction set. Storage is 64-aligned and touched once at creation. */
@@ -85,6 +91,9 @@ struct sq_cpu_ops {
     void (*embed)(const struct sq_batch *b, const struct sq_linear *table,
                   const struct sq_linear *pos_table, int pos_offset, struct sq_buf *x, int m0,
                   int m1);
+    void (*rope)(const struct sq_rope *r, const struct sq_attn *a, const struct sq_batch *b,
+                 const struct sq_buf *x, struct sq_buf *y, int m0, int m1);
+    void (*swiglu)(const struct sq_buf *x, int m0, int m1, float inv_step, struct sq_buf *y);
     void (*observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols,
                     float *absmax);
     void (*argmax)(const struct sq_buf *x, int m0, int m1, int32_t *ids);
@@ -129,6 +138,8 @@ int sq_cpu_linear_finish(struct sq_linear *l, const struct sq_epilogue *e, struc
 void sq_cpu_linear_free(struct sq_linear *l);
 int sq_cpu_norm_new(const struct sq_norm_desc *d, struct sq_norm **ret, struct sq_err *err);
 void sq_cpu_norm_free(struct sq_norm *n);
+int sq_cpu_rope_new(const struct sq_rope_desc *d, struct sq_rope **ret, struct sq_err *err);
+void sq_cpu_rope_free(struct sq_rope *r);
 
 /* --- one library per instruction set ---
  * Its sources are compiled with -DSQ_CPU_ISA=<isa> (ref, avx2, avxvnni, evexvnni, avx512vnni) and name what they export with
@@ -149,6 +160,9 @@ void SQ_CPU_FN(sq_quant_rows)(const struct sq_buf *x, int m0, int m1, float inv_
 void SQ_CPU_FN(sq_embed)(const struct sq_batch *b, const struct sq_linear *table,
                          const struct sq_linear *pos_table, int pos_offset, struct sq_buf *x,
                          int m0, int m1);
+void SQ_CPU_FN(sq_rope)(const struct sq_rope *r, const struct sq_attn *a, const struct sq_batch *b,
+                        const struct sq_buf *x, struct sq_buf *y, int m0, int m1);
+void SQ_CPU_FN(sq_swiglu)(const struct sq_buf *x, int m0, int m1, float inv_step, struct sq_buf *y);
 void SQ_CPU_FN(sq_observe)(const struct sq_buf *x, int row0, int n_rows, size_t col0, size_t n_cols,
                            float *absmax);
 void SQ_CPU_FN(sq_argmax)(const struct sq_buf *x, int m0, int m1, int32_t *ids);

@@ -1,4 +1,4 @@
-/* Storage of buffers and norms of the CPU backend. */
+/* Storage of buffers, norms and rotations of the CPU backend. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -175,4 +175,30 @@ void sq_cpu_norm_free(struct sq_norm *n)
     sq_free(n->gamma_q);
     sq_free(n->beta_q);
     sq_free(n);
+}
+
+int sq_cpu_rope_new(const struct sq_rope_desc *d, struct sq_rope **ret, struct sq_err *err)
+{
+    SQ_ASSERT(d->rot_dim > 0 && d->rot_dim % 2 == 0 && d->n_pos > 0);
+    struct sq_rope *r = sq_new(struct sq_rope);
+    size_t n = 0, bytes;
+    bool fits = sq_mul_size(d->n_pos, d->rot_dim / 2, &n) && sq_mul_size(n, 8, &bytes);
+    if (r && fits)
+        *r = (struct sq_rope){.rot_dim = d->rot_dim, .n_pos = d->n_pos, .bytes = bytes};
+    if (!r || !fits || !copy_vec(&r->cos, d->cos, true, n) || !copy_vec(&r->sin, d->sin, true, n)) {
+        sq_cpu_rope_free(r);
+        return sq_fail(err, SQ_E_NOMEM, "out of memory for the rotations of %zu positions",
+                       d->n_pos);
+    }
+    *ret = r;
+    return 0;
+}
+
+void sq_cpu_rope_free(struct sq_rope *r)
+{
+    if (!r)
+        return;
+    sq_free(r->cos);
+    sq_free(r->sin);
+    sq_free(r);
 }

@@ -39,6 +39,21 @@ V_INLINE v16 v_load_part(const float *p, size_t n)
     return (v16){_mm256_maskload_ps(p, m.a), _mm256_maskload_ps(p + 8, m.b)};
 }
 
+/* Eight pairs: lanes 0 2 4 6 | 1 3 5 7 of each half beside each other, then the halves in order. */
+V_INLINE __m256 v_pairs_half(const float *p, bool odd)
+{
+    __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+    __m256 c = odd ? _mm256_shuffle_ps(a, b, 0xdd) : _mm256_shuffle_ps(a, b, 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(c), 0xd8));
+}
+
+/* Lanes of *even = p[0], p[2], ..., p[30]; of *odd = p[1], p[3], ..., p[31] */
+V_INLINE void v_load_pairs(const float *p, v16 *even, v16 *odd)
+{
+    *even = (v16){v_pairs_half(p, false), v_pairs_half(p + 16, false)};
+    *odd = (v16){v_pairs_half(p, true), v_pairs_half(p + 16, true)};
+}
+
 V_INLINE v16 v_load_f16(const uint16_t *p)
 {
     const __m128i *q = (const __m128i *)p;

@@ -38,6 +38,15 @@ V_INLINE v16 v_load_part(const float *p, size_t n)
     V_LANES_((size_t)l < n ? p[l] : 0.0f);
 }
 
+/* Lanes of *even = p[0], p[2], ..., p[30]; of *odd = p[1], p[3], ..., p[31] */
+V_INLINE void v_load_pairs(const float *p, v16 *even, v16 *odd)
+{
+    for (int l = 0; l < 16; l++) {
+        even->f[l] = p[2 * l];
+        odd->f[l] = p[2 * l + 1];
+    }
+}
+
 V_INLINE v16 v_load_f16(const uint16_t *p)
 {
     V_LANES_(sq_f16_to_f32(p[l]));

@@ -11,7 +11,7 @@
 #include "engine/model/gen_config.h"
 #include "engine/model/json_util.h"
 #include "engine/model/quant_config.h"
-#include "engine/quant.h"
+#include "engine/model/rope_config.h"
 
 #define MAX_CONFIG (1u << 20)
 #define MAX_LABEL 256
@@ -19,69 +19,66 @@
 static const struct sq_json_limits limits = {
     .max_bytes = MAX_CONFIG, .max_depth = 32, .max_containers = 16384, .max_commas = 65536};
 
-/* OPT's keys. The ranges are rule C3's. */
-static const struct int_key {
-    const char *key;
-    size_t offset;
-    int64_t min, max;
-    bool required;
-} opt_ints[] = {
-    {"num_hidden_layers", offsetof(struct sq_config, n_layers), 1, 1024, true},
-    {"hidden_size", offsetof(struct sq_config, hidden), 1, 65536, true},
-    {"ffn_dim", offsetof(struct sq_config, ffn), 1, SQ_K_MAX, true},
-    {"num_attention_heads", offsetof(struct sq_config, n_heads), 1, 1024, true},
-    {"vocab_size", offsetof(struct sq_config, vocab), 1, 2097152, true},
-    {"max_position_embeddings", offsetof(struct sq_config, max_positions), 1, 16777216, true},
-    {"word_embed_proj_dim", offsetof(struct sq_config, embed_dim), 1, 65536, false},
+/* The keys of all families. The ranges are rule C3's. */
+static const struct sq_config_key common_keys[] = {
+    {"num_hidden_layers", SQ_KEY_INT, offsetof(struct sq_config, n_layers), 1, 1024, true},
+    {"hidden_size", SQ_KEY_INT, offsetof(struct sq_config, hidden), 1, 65536, true},
+    {"num_attention_heads", SQ_KEY_INT, offsetof(struct sq_config, n_heads), 1, 1024, true},
+    {"vocab_size", SQ_KEY_INT, offsetof(struct sq_config, vocab), 1, 2097152, true},
+    {"max_position_embeddings", SQ_KEY_INT, offsetof(struct sq_config, max_positions), 1, 16777216,
+     true},
+    {"tie_word_embeddings", SQ_KEY_BOOL, offsetof(struct sq_config, tied), 0, 0, false},
 };
 
-static int read_ints(const json_t *o, const struct sq_json_where *w, struct sq_config *c)
+/* 0, 1 (absent) or an error. */
+static int read_key(const json_t *o, const struct sq_json_where *w, const struct sq_config_key *k,
+                    void *member)
 {
-    for (size_t i = 0; i < SQ_ARRAY_LEN(opt_ints); i++) {
-        const struct int_key *k = &opt_ints[i];
-        int64_t v;
-        int r = sq_json_int(o, w, k->key, k->min, k->max, &v);
+    int64_t n = 0;
+    double d = 0;
+    bool b = false;
+    int r;
+    if (k->kind == SQ_KEY_INT)
+        r = sq_json_int(o, w, k->key, (int64_t)k->min, (int64_t)k->max, &n);
+    else if (k->kind == SQ_KEY_REAL)
+        r = sq_json_real(o, w, k->key, k->min, k->max, &d);
+    else
+        r = sq_json_bool(o, w, k->key, &b);
+    if (r)
+        return r;
+    if (k->kind == SQ_KEY_INT)
+        *(int *)member = (int)n;
+    else if (k->kind == SQ_KEY_REAL)
+        *(float *)member = (float)d;
+    else
+        *(bool *)member = b != (k->kind == SQ_KEY_NOT);
+    return 0;
+}
+
+static int read_keys(const json_t *o, const struct sq_json_where *w,
+                     const struct sq_config_key *keys, size_t n, struct sq_config *c)
+{
+    for (size_t i = 0; i < n; i++) {
+        int r = read_key(o, w, &keys[i], (char *)c + keys[i].offset);
         if (r < 0)
             return r;
-        if (r == 0)
-            *(int *)((char *)c + k->offset) = (int)v;
-        else if (k->required)
-            return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: no key '%s'", w->file, w->rule, k->key);
+        if (r && keys[i].required)
+            return sq_fail(w->err, SQ_E_FORMAT, "%s: %s: no key '%s'", w->file, w->rule,
+                           keys[i].key);
     }
     return 0;
 }
 
-static int read_flags(const json_t *o, const struct sq_json_where *w, struct sq_config *c)
+static int read_activation(const json_t *o, const struct sq_json_where *w,
+                           const struct sq_family *f)
 {
-    bool pre_norm = true, no_final = false;
-    const struct {
-        const char *key;
-        bool *ret;
-    } flags[] = {
-        {"do_layer_norm_before", &pre_norm}, {"_remove_final_layer_norm", &no_final},
-        {"enable_bias", &c->linear_bias},    {"layer_norm_elementwise_affine", &c->norm_affine},
-        {"tie_word_embeddings", &c->tied},
-    };
-    for (size_t i = 0; i < SQ_ARRAY_LEN(flags); i++) {
-        int r = sq_json_bool(o, w, flags[i].key, flags[i].ret);
-        if (r < 0)
-            return r;
-    }
-    c->pre_norm = pre_norm;
-    c->final_norm = pre_norm && !no_final;
-    return 0;
-}
-
-static int read_activation(const json_t *o, const struct sq_json_where *w)
-{
-    const char *act = "relu";
-    int r = sq_json_str(o, w, "activation_function", &act);
+    const char *act = f->act_value;
+    int r = sq_json_str(o, w, f->act_key, &act);
     if (r < 0)
         return r;
-    if (strcmp(act, "relu"))
-        return sq_fail(w->err, SQ_E_NOTSUP,
-                       "%s: C3: key 'activation_function': '%.64s' is not supported, only 'relu'",
-                       w->file, act);
+    if (strcmp(act, f->act_value))
+        return sq_fail(w->err, SQ_E_NOTSUP, "%s: C3: key '%s': '%.64s' is not supported, only '%s'",
+                       w->file, f->act_key, act, f->act_value);
     return 0;
 }
 
@@ -144,12 +141,18 @@ static int find_family(const json_t *o, const struct sq_json_where *w, struct sq
 
 static int check_heads(const struct sq_json_where *w, struct sq_config *c)
 {
-    if (c->hidden % c->n_heads)
+    if (!c->head_dim && c->hidden % c->n_heads)
         return sq_fail(w->err, SQ_E_FORMAT,
                        "%s: C3: hidden_size %d is no multiple of num_attention_heads %d", w->file,
                        c->hidden, c->n_heads);
-    c->head_dim = c->hidden / c->n_heads;
-    c->n_kv_heads = c->n_heads;
+    if (!c->head_dim)
+        c->head_dim = c->hidden / c->n_heads;
+    if (!c->n_kv_heads)
+        c->n_kv_heads = c->n_heads;
+    if (c->n_heads % c->n_kv_heads)
+        return sq_fail(w->err, SQ_E_FORMAT,
+                       "%s: C3: num_attention_heads %d is no multiple of num_key_value_heads %d",
+                       w->file, c->n_heads, c->n_kv_heads);
     if (c->head_dim % 2 || c->head_dim > 512)
         return sq_fail(w->err, SQ_E_FORMAT, "%s: C3: head size %d, expected an even one up to 512",
                        w->file, c->head_dim);
@@ -162,27 +165,34 @@ static int parse_object(const json_t *o, const char *file, struct sq_config *c, 
     int r = find_family(o, &w, c);
     if (r)
         return r;
-    *c = (struct sq_config){.family = c->family,
-                            .tied = c->family->tied_by_default,
-                            .linear_bias = true,
+    const struct sq_family *f = c->family;
+    *c = (struct sq_config){.family = f,
+                            .pre_norm = true,
+                            .final_norm = true,
+                            .tied = f->tied_by_default,
+                            .attn_bias = f->bias_by_default,
+                            .ffn_bias = f->bias_by_default,
                             .norm_affine = true,
-                            .norm_eps = 1e-5f, /* OPT has no key for it */
+                            .norm_eps = f->default_eps,
                             .bos = -1,
                             .pad = -1,
                             .gen = {NAN, NAN, NAN, NAN, -1, -1}};
-    r = read_ints(o, &w, c);
+    r = read_keys(o, &w, common_keys, SQ_ARRAY_LEN(common_keys), c);
     if (!r)
-        r = read_flags(o, &w, c);
+        r = read_keys(o, &w, f->keys, (size_t)f->n_keys, c);
     if (!r)
-        r = read_activation(o, &w);
+        r = read_activation(o, &w, f);
     if (!r)
         r = read_dtype(o, &w, c);
     if (!r)
         r = check_heads(&w, c);
+    if (!r && f->positions == SQ_POS_ROTARY)
+        r = sq_rope_config_parse(o, &w, c);
     if (!r)
         r = sq_gen_config_parse(o, file, "C3", c, err);
     if (r)
         return r;
+    c->final_norm &= c->pre_norm;
     if (!c->embed_dim)
         c->embed_dim = c->hidden;
     c->custom_code = json_object_get(o, "auto_map") != NULL;

@@ -15,6 +15,18 @@ enum sq_scheme {
     SQ_SCHEME_W8A8_DYNAMIC, /* input scales per row at run time (O1; a dynamic per-tensor checkpoint runs so, too) */
 };
 
+/* How fast each pair of dimensions turns: theta^(-2i / head_dim) by position, then stretched for contexts longer than those of the training. */
+enum sq_rope_kind {
+    SQ_ROPE_DEFAULT,
+    SQ_ROPE_LINEAR, /* all by factor */
+    SQ_ROPE_LLAMA3 /* waves longer than original / low_freq by factor, shorter than original / high_freq not at all, smoothly between */
+};
+struct sq_rope_config {
+    enum sq_rope_kind kind;
+    double theta, factor, low_freq, high_freq;
+    int original; /* positions before the stretching */
+};
+
 struct sq_config {
     const struct sq_family *family;
     int n_layers, hidden, ffn, n_heads, n_kv_heads, head_dim;
@@ -24,13 +36,15 @@ struct sq_config {
     bool pre_norm;   /* OPT do_layer_norm_before; false: 350m */
     bool final_norm; /* a norm before the head (OPT: pre_norm and not _remove_final_layer_norm) */
     bool tied;       /* the head is the embedding */
-    bool linear_bias, norm_affine;
-    enum sq_dtype dtype;   /* torch_dtype / dtype, F32 if absent */
-    enum sq_scheme scheme; /* from quantization_config */
-    bool custom_code;      /* auto_map is there: ignored, but worth a warning (C2) */
-    uint64_t digest;       /* of config.json's bytes */
-    bool head_quantized;   /* quantization_config does not ignore lm_head */
-    int32_t bos, pad;      /* -1 = none */
+    bool attn_bias, ffn_bias; /* of the linears of either part */
+    bool norm_affine;
+    struct sq_rope_config rope; /* of families with rotary positions */
+    enum sq_dtype dtype;        /* torch_dtype / dtype, F32 if absent */
+    enum sq_scheme scheme;      /* from quantization_config */
+    bool custom_code;           /* auto_map is there: ignored, but worth a warning (C2) */
+    uint64_t digest;            /* of config.json's bytes */
+    bool head_quantized;        /* quantization_config does not ignore lm_head */
+    int32_t bos, pad;           /* -1 = none */
     int32_t eos[SQ_MAX_EOS];
     int n_eos;
     /* generation_config.json, with config.json's own keys as fallback; NAN / -1 = not given */

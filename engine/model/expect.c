@@ -40,6 +40,7 @@ void sq_role_shape(const struct sq_config *c, enum sq_role role, size_t *ret_row
         [SQ_R_V] = {kv_heads, hidden},
         [SQ_R_O] = {hidden, heads},
         [SQ_R_NORM2] = {hidden, 0},
+        [SQ_R_GATE] = {ffn, hidden},
         [SQ_R_UP] = {ffn, hidden},
         [SQ_R_DOWN] = {hidden, ffn},
         [SQ_R_EMBED] = {(size_t)c->vocab, embed},
@@ -62,6 +63,16 @@ static bool is_norm(enum sq_role role)
 static bool is_layer_linear(enum sq_role role)
 {
     return role < SQ_N_LAYER_ROLES && !is_norm(role);
+}
+
+static bool has_bias(const struct sq_config *c, enum sq_role role)
+{
+    if (is_norm(role))
+        return c->norm_affine && c->family->norm == SQ_LAYERNORM;
+    if (!is_layer_linear(role))
+        return false;
+    bool ffn = role == SQ_R_GATE || role == SQ_R_UP || role == SQ_R_DOWN;
+    return ffn ? c->ffn_bias : c->attn_bias;
 }
 
 /* Linears that may come quantised, but run in float or with input scales of our own: their stored input scales are not used. */
@@ -90,8 +101,7 @@ static enum sq_need vector_need(const struct sq_config *c, enum sq_role role, en
 {
     bool fixed = is_layer_linear(role), stat = c->scheme == SQ_SCHEME_W8A8_STATIC;
     if (part == SQ_P_BIAS)
-        return (is_norm(role) && c->norm_affine) || (fixed && c->linear_bias) ? SQ_NEED_MUST
-                                                                              : SQ_NEED_NOT;
+        return has_bias(c, role) ? SQ_NEED_MUST : SQ_NEED_NOT;
     if (c->scheme == SQ_SCHEME_FLOAT || !(fixed || is_loose(c, role)))
         return SQ_NEED_NOT;
     switch (part) {

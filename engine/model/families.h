@@ -3,4 +3,4 @@
 
 #include "engine/model/family.h"
 
-extern const struct sq_family sq_family_opt;
+extern const struct sq_family sq_family_llama, sq_family_opt;

@@ -7,7 +7,7 @@
 #include "engine/model/families.h"
 #include "engine/model/source.h"
 
-static const struct sq_family *const families[] = {&sq_family_opt, NULL};
+static const struct sq_family *const families[] = {&sq_family_llama, &sq_family_opt, NULL};
 
 const struct sq_family *const *sq_families(void)
 {

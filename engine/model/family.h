@@ -15,6 +15,7 @@ enum sq_role {
     SQ_R_V,
     SQ_R_O,
     SQ_R_NORM2, /* before (or after) the feed-forward part */
+    SQ_R_GATE,  /* of a gated feed-forward part; it goes with SQ_R_UP */
     SQ_R_UP,    /* OPT: fc1 */
     SQ_R_DOWN,  /* OPT: fc2 */
     SQ_N_LAYER_ROLES,
@@ -27,7 +28,22 @@ enum sq_role {
     SQ_N_ROLES
 };
 
-enum sq_positions { SQ_POS_LEARNED };
+enum sq_positions { SQ_POS_LEARNED, SQ_POS_ROTARY };
+
+/* A key of config.json that not all families have, or not under this name, and the member of struct sq_config it fills. */
+enum sq_key_kind {
+    SQ_KEY_INT,
+    SQ_KEY_REAL, /* a float */
+    SQ_KEY_BOOL,
+    SQ_KEY_NOT /* a bool that the key negates */
+};
+struct sq_config_key {
+    const char *key;
+    enum sq_key_kind kind;
+    size_t offset;
+    double min, max; /* rule C3; of numbers */
+    bool required;
+};
 
 /* An exact rescale: `from`'s output channels are divided by s, the input channels of `to` multiplied. */
 struct sq_fold {
@@ -47,9 +63,13 @@ struct sq_family {
         [SQ_N_ROLES]; /* module path without ".weight"/".bias"; layer parts hold one %d. NULL = the family has no such part */
     enum sq_norm_kind norm;
     enum sq_positions positions;
-    int pos_offset; /* OPT: 2 */
-    enum sq_act act;
-    bool tied_by_default;
+    int pos_offset;                   /* OPT: 2 */
+    enum sq_act act;                  /* of UP; where there is a GATE, SwiGLU takes its place */
+    const char *act_key, *act_value;  /* config.json's word for the activation */
+    const struct sq_config_key *keys; /* n_keys */
+    int n_keys;
+    bool tied_by_default, bias_by_default;
+    float default_eps;           /* of norms */
     const struct sq_fold *folds; /* n_folds */
     int n_folds;
 };

@@ -1,10 +1,25 @@
 /* OPT: 125m to 175b (transformers: modeling_opt). Pre-norm but for 350m, which is post-norm, has no final norm, and has embeddings of
  * 512 that project_in / project_out widen to 1024 and back; neither has a bias. */
+#include <stddef.h>
+
 #include "engine/base/check.h"
+#include "engine/model/config.h"
 #include "engine/model/families.h"
+#include "engine/quant.h"
 
 static const char *const architectures[] = {"OPTForCausalLM", "OPTModel", NULL};
 static const char *const prefixes[] = {"model.decoder.", "decoder.", NULL};
+
+static const struct sq_config_key keys[] = {
+    {"ffn_dim", SQ_KEY_INT, offsetof(struct sq_config, ffn), 1, SQ_K_MAX, true},
+    {"word_embed_proj_dim", SQ_KEY_INT, offsetof(struct sq_config, embed_dim), 1, 65536, false},
+    {"do_layer_norm_before", SQ_KEY_BOOL, offsetof(struct sq_config, pre_norm), 0, 0, false},
+    {"_remove_final_layer_norm", SQ_KEY_NOT, offsetof(struct sq_config, final_norm), 0, 0, false},
+    {"enable_bias", SQ_KEY_BOOL, offsetof(struct sq_config, attn_bias), 0, 0, false},
+    {"enable_bias", SQ_KEY_BOOL, offsetof(struct sq_config, ffn_bias), 0, 0, false},
+    {"layer_norm_elementwise_affine", SQ_KEY_BOOL, offsetof(struct sq_config, norm_affine), 0, 0,
+     false},
+};
 
 /* norm -> linears are the paper's. v -> o and up -> down are exact, too: attention mixes positions, not channels, and ReLU commutes
  * with positive factors. */
@@ -44,7 +59,13 @@ const struct sq_family sq_family_opt = {
     .positions = SQ_POS_LEARNED,
     .pos_offset = 2,
     .act = SQ_ACT_RELU,
+    .act_key = "activation_function",
+    .act_value = "relu",
+    .keys = keys,
+    .n_keys = SQ_ARRAY_LEN(keys),
     .tied_by_default = true,
+    .bias_by_default = true,
+    .default_eps = 1e-5f, /* there is no key for it */
     .folds = folds,
     .n_folds = SQ_ARRAY_LEN(folds),
 };

@@ -82,13 +82,16 @@ static int load_linears(struct sq_loader *ld, int i, const float *out_steps)
 {
     struct sq_layer *l = &ld->m->layers[i];
     bool stat = ld->m->scheme == SQ_SCHEME_W8A8_STATIC, s8 = ld->m->int8_attention;
-    char name[64];
+    bool rotary = ld->c->family->positions == SQ_POS_ROTARY,
+         gated = ld->c->family->names[SQ_R_GATE];
+    char name[64], gate_up_name[64];
     snprintf(name, sizeof name, "layers.%d.self_attn.qkv", i);
+    snprintf(gate_up_name, sizeof gate_up_name, "layers.%d.mlp.gate_up", i);
     struct sq_linear_plan qkv = {.name = name,
                                  .roles = {SQ_R_Q, SQ_R_K, SQ_R_V},
                                  .n_roles = 3,
                                  .layer = i,
-                                 .out = s8 ? SQ_OUT_S8 : SQ_OUT_F32,
+                                 .out = s8 && !rotary ? SQ_OUT_S8 : SQ_OUT_F32,
                                  .in_step = l->qkv_step,
                                  .out_step = {out_steps[0], out_steps[1], out_steps[2]}};
     struct sq_linear_plan o = {
@@ -100,13 +103,20 @@ static int load_linears(struct sq_loader *ld, int i, const float *out_steps)
                                 .act = ld->c->family->act,
                                 .in_step = l->up_step,
                                 .out_step = {l->down_step}};
+    struct sq_linear_plan gate_up = {.name = gate_up_name,
+                                     .roles = {SQ_R_GATE, SQ_R_UP},
+                                     .n_roles = 2,
+                                     .pairs = true,
+                                     .layer = i,
+                                     .out = SQ_OUT_F32,
+                                     .in_step = l->up_step};
     struct sq_linear_plan down = {
         .roles = {SQ_R_DOWN}, .n_roles = 1, .layer = i, .out = SQ_OUT_ADD, .in_step = l->down_step};
     int r = sq_load_linear(ld, &qkv, &l->qkv);
     if (!r)
         r = sq_load_linear(ld, &o, &l->o);
     if (!r)
-        r = sq_load_linear(ld, &up, &l->up);
+        r = sq_load_linear(ld, gated ? &gate_up : &up, &l->up);
     return r ? r : sq_load_linear(ld, &down, &l->down);
 }
 
@@ -142,6 +152,8 @@ static int load_all(struct sq_loader *ld)
         r = load_table(ld, SQ_R_EMBED, &m->embed);
     if (!r)
         r = load_table(ld, SQ_R_POS, &m->pos);
+    if (!r && ld->c->family->positions == SQ_POS_ROTARY)
+        r = sq_load_rope(ld);
     if (!r)
         r = load_table(ld, SQ_R_PROJECT_IN, &m->project_in);
     if (!r)
@@ -206,6 +218,8 @@ struct sq_model *sq_model_free(struct sq_model *m)
         ops->linear_free(m->be, m->head);
     ops->linear_free(m->be, m->embed);
     ops->linear_free(m->be, m->pos);
+    if (m->rope)
+        ops->rope_free(m->be, m->rope);
     ops->linear_free(m->be, m->project_in);
     ops->linear_free(m->be, m->project_out);
     ops->norm_free(m->be, m->final_norm);

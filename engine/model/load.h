@@ -24,6 +24,7 @@ struct sq_linear_plan {
     const char *name; /* of the module, for messages */
     enum sq_role roles[3];
     int n_roles, layer;
+    bool pairs; /* two roles, row by row in turn */
     enum sq_out out;
     enum sq_act act;
     float in_step;     /* static input step; 0: float weights, or input scales per row */
@@ -48,6 +49,10 @@ int sq_load_head(struct sq_loader *ld) SQ_CHECKED;
 /* weights_norm.c: step > 0: with an int8 output for a consumer of that static step. */
 int sq_load_norm(struct sq_loader *ld, enum sq_role role, int layer, float step,
                  struct sq_norm **ret) SQ_CHECKED;
+/* weights_rope.c: m->rope, for all positions of the configuration. */
+int sq_load_rope(struct sq_loader *ld) SQ_CHECKED;
+/* Radians per position of each pair, [head_dim / 2], in float32 as transformers has them (modeling_rope_utils). */
+void sq_rope_frequencies(const struct sq_config *c, float *ret);
 /* A vector of n floats, all finite (Q8). */
 int sq_load_vector(struct sq_loader *ld, const char *name, float *dst, size_t n) SQ_CHECKED;
 

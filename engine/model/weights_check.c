@@ -68,6 +68,14 @@ static bool is_kv_scale(const struct sq_config *c, const char *name)
            (strcmp(dot, ".k_scale") == 0 || strcmp(dot, ".v_scale") == 0);
 }
 
+/* Tables of rotations that old writers stored; they follow from the configuration. */
+static bool is_rope_table(const struct sq_config *c, const char *name)
+{
+    static const char end[] = ".rotary_emb.inv_freq";
+    size_t n = strlen(name), k = sizeof end - 1;
+    return c->family->positions == SQ_POS_ROTARY && n > k && strcmp(name + n - k, end) == 0;
+}
+
 static bool wanted(struct sq_loader *ld, const char *name)
 {
     enum sq_role role;
@@ -76,7 +84,7 @@ static bool wanted(struct sq_loader *ld, const char *name)
     const char *suffix;
     if (!sq_family_parse(ld->c->family, ld->prefix, name, &role, &layer, &suffix) ||
         !sq_part_find(suffix, &part))
-        return is_kv_scale(ld->c, name);
+        return is_kv_scale(ld->c, name) || is_rope_table(ld->c, name);
     if (role < SQ_N_LAYER_ROLES && layer >= ld->c->n_layers)
         return false;
     return sq_expect(ld->c, role, part).need != SQ_NEED_NOT;

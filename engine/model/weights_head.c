@@ -87,10 +87,10 @@ static int quantise_head(struct sq_loader *ld, const char *name, const struct sq
     if (!scales)
         return sq_fail(ld->err, SQ_E_NOMEM, "head: out of memory");
     int r = ld->be->ops->linear_new(ld->be, &d, &l, ld->err);
-    if (!r)
+    if (!r && !ld->o->sizes_only)
         r = put_quantised(ld, name, t, l, scales);
     struct sq_epilogue e = {.mul = scales};
-    if (!r)
+    if (!r && !ld->o->sizes_only)
         r = ld->be->ops->linear_finish(ld->be, l, &e, ld->err);
     if (r) {
         ld->be->ops->linear_free(ld->be, l);

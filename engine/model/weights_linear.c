@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "engine/base/check.h"
 #include "engine/model/load.h"
@@ -28,7 +29,7 @@ static int find_weights(struct build *b)
     return 0;
 }
 
-/* Float weights stay as stored; q, k and v of different types meet in f32. */
+/* Float weights stay as stored; those of one fused matrix that differ in type meet in f32. */
 static void choose_type(struct build *b)
 {
     enum sq_dtype t = b->t[0].dtype;
@@ -44,6 +45,22 @@ static void choose_type(struct build *b)
                                    .out = b->p->out,
                                    .act = b->p->act};
     b->d.dynamic = b->d.dtype == SQ_I8 && !(b->p->in_step > 0);
+}
+
+/* a0 a1 ... b0 b1 ... -> a0 b0 a1 b1 ..., for what a plan with pairs has per row. */
+static int interleave(struct build *b, float *v)
+{
+    size_t n = b->d.n_out / 2;
+    if (!b->p->pairs || !v)
+        return 0;
+    SQ_AUTO_FREE float *was = sq_memdup(v, 2 * n * sizeof *v);
+    if (!was)
+        return sq_fail(b->ld->err, SQ_E_NOMEM, "%s: out of memory", b->d.name);
+    for (size_t i = 0; i < n; i++) {
+        v[2 * i] = was[i];
+        v[2 * i + 1] = was[n + i];
+    }
+    return 0;
 }
 
 /* Biases of all roles; b->bias stays NULL where the model has none. */
@@ -62,7 +79,7 @@ static int load_bias(struct build *b)
         if (r)
             return r;
     }
-    return 0;
+    return interleave(b, b->bias);
 }
 
 /* The formulas of quant.h for row n; step: of the output, 1 for float outputs. */
@@ -96,15 +113,16 @@ static int make_epilogue(struct build *b)
     if (!b->scales || (b->d.out == SQ_OUT_S8 && !b->bias_acc))
         return sq_fail(b->ld->err, SQ_E_NOMEM, "%s: out of memory", b->d.name);
     b->mul = b->scales + n;
-    for (int i = 0; i < b->p->n_roles; i++) {
-        int r = sq_load_weight_scales(b->ld, b->p->roles[i], b->p->layer, b->scales + b->row0[i],
-                                      b->row0[i + 1] - b->row0[i]);
+    int r = 0;
+    for (int i = 0; !r && i < b->p->n_roles; i++)
+        r = sq_load_weight_scales(b->ld, b->p->roles[i], b->p->layer, b->scales + b->row0[i],
+                                  b->row0[i + 1] - b->row0[i]);
+    if (!r)
+        r = interleave(b, b->scales);
+    for (int i = 0; !r && i < b->p->n_roles; i++)
         for (size_t k = b->row0[i]; !r && !b->dequantise && k < b->row0[i + 1]; k++)
             r = set_row(b, k, b->d.out == SQ_OUT_S8 ? b->p->out_step[i] : 1.0f);
-        if (r)
-            return r;
-    }
-    return 0;
+    return r;
 }
 
 /* Makes f32 of n rows in the stage. */
@@ -122,6 +140,8 @@ static void to_f32(struct build *b, int i, size_t row, size_t n)
 static int put_role(struct build *b, int i, struct sq_linear *l)
 {
     struct sq_loader *ld = b->ld;
+    if (ld->o->sizes_only)
+        return sq_load_stopped(ld);
     bool widen = b->d.dtype != b->t[i].dtype;
     size_t rows = b->t[i].shape[0], at_once = sq_load_rows_at_once(&b->t[i], widen);
     for (size_t row = 0; row < rows; row += at_once) {
@@ -139,6 +159,36 @@ static int put_role(struct build *b, int i, struct sq_linear *l)
     return sq_load_stopped(ld);
 }
 
+/* Rows of two roles in turn: both come to the first half of the stage, one after the other, and go from there to their places in the second. */
+static int put_pairs(struct build *b, struct sq_linear *l)
+{
+    struct sq_loader *ld = b->ld;
+    if (ld->o->sizes_only)
+        return sq_load_stopped(ld);
+    const size_t row_bytes = b->d.n_in * sq_dtype_bytes(b->d.dtype), n_rows = b->t[0].shape[0];
+    const size_t at_once = SQ_STAGE_BYTES / 4 / row_bytes;
+    unsigned char *half = ld->stage + SQ_STAGE_BYTES / 2;
+    SQ_ASSERT(at_once); /* rows are at most SQ_K_MAX elements */
+    for (size_t row = 0; row < n_rows; row += at_once) {
+        size_t n = SQ_MIN(at_once, n_rows - row);
+        for (int i = 0; i < 2; i++) {
+            int r = sq_load_rows(ld, b->names[i], &b->t[i], row, n);
+            if (r)
+                return r;
+            if (b->d.dtype != b->t[i].dtype)
+                to_f32(b, i, row, n);
+            for (size_t k = 0; k < n; k++)
+                memcpy(half + (2 * k + (size_t)i) * row_bytes, ld->stage + k * row_bytes,
+                       row_bytes);
+        }
+        int r = ld->be->ops->linear_put(ld->be, l, 2 * row, 2 * n, half, ld->err);
+        if (r)
+            return r;
+        sq_load_progress(ld, 2 * n * b->d.n_in);
+    }
+    return sq_load_stopped(ld);
+}
+
 static int build_linear(struct build *b, struct sq_linear **ret)
 {
     struct sq_loader *ld = b->ld;
@@ -150,12 +200,14 @@ static int build_linear(struct build *b, struct sq_linear **ret)
     struct sq_linear *l = NULL;
     if (!r)
         r = ops->linear_new(ld->be, &b->d, &l, ld->err);
-    for (int i = 0; !r && i < b->p->n_roles; i++)
+    if (!r && b->p->pairs)
+        r = put_pairs(b, l);
+    for (int i = 0; !r && !b->p->pairs && i < b->p->n_roles; i++)
         r = put_role(b, i, l);
     struct sq_epilogue e = {.mul = codes ? b->mul : NULL,
                             .bias = s8 ? NULL : b->bias,
                             .bias_acc = s8 && b->bias ? b->bias_acc : NULL};
-    if (!r)
+    if (!r && !ld->o->sizes_only)
         r = ops->linear_finish(ld->be, l, &e, ld->err);
     if (r) {
         ops->linear_free(ld->be, l);

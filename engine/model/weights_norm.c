@@ -43,7 +43,8 @@ int sq_load_norm(struct sq_loader *ld, enum sq_role role, int layer, float step,
     char name[SQ_NAME_BYTES];
     struct sq_tensor_info t;
     int r = 0;
-    if (affine && sq_load_find(ld, role, layer, SQ_P_BIAS, name, &t))
+    bool biased = sq_expect(ld->c, role, SQ_P_BIAS).need != SQ_NEED_NOT;
+    if (biased && sq_load_find(ld, role, layer, SQ_P_BIAS, name, &t))
         r = sq_load_vector(ld, name, beta, n);
     if (!r && step > 0)
         r = divide(ld, name, beta, n, step, beta_q);

@@ -1,5 +1,6 @@
 /* Scales of int8 checkpoints: rules Q2 (shape, checked by C4's pass), Q3 and Q4 (value), Q5 (zero points). */
 #include <math.h>
+#include <string.h>
 
 #include "engine/model/load.h"
 #include "engine/quant.h"
@@ -74,41 +75,46 @@ static int read_step(struct sq_loader *ld, enum sq_role role, int layer, enum sq
     return r;
 }
 
-/* q, k and v read the same codes, so their steps must be equal; only a writer that calibrated them apart makes others. */
-static int read_qkv_step(struct sq_loader *ld, int layer, float *ret)
+static const char *last_part(const char *path)
 {
-    static const enum sq_role roles[] = {SQ_R_Q, SQ_R_K, SQ_R_V};
-    float s[3] = {0};
-    for (int i = 0; i < 3; i++) {
+    const char *dot = strrchr(path, '.');
+    return dot ? dot + 1 : path;
+}
+
+/* Linears that read the same codes must have equal steps; only a writer that calibrated them apart makes others. */
+static int read_shared_step(struct sq_loader *ld, const enum sq_role *roles, int n, int layer,
+                            float *ret)
+{
+    float first = 0, s = 0;
+    for (int i = 0; i < n; i++) {
         int r = check_zero_points(ld, roles[i], layer, SQ_P_INPUT_ZERO);
         if (!r)
-            r = read_step(ld, roles[i], layer, SQ_P_INPUT_SCALE, &s[i]);
+            r = read_step(ld, roles[i], layer, SQ_P_INPUT_SCALE, &s);
         if (r)
             return r;
+        first = i ? first : s;
+        if (s != first)
+            return sq_fail(ld->err, SQ_E_NOTSUP,
+                           "layer %d: %s and %s have input scales %g and %g; only equal ones are "
+                           "supported",
+                           layer, last_part(ld->c->family->names[roles[0]]),
+                           last_part(ld->c->family->names[roles[i]]), (double)first, (double)s);
     }
-    if (s[0] != s[1] || s[0] != s[2])
-        return sq_fail(ld->err, SQ_E_NOTSUP,
-                       "layer %d: q_proj, k_proj and v_proj have input scales %g, %g, %g; only "
-                       "equal ones are supported",
-                       layer, (double)s[0], (double)s[1], (double)s[2]);
-    *ret = s[0];
+    *ret = first;
     return 0;
 }
 
 static int read_input_steps(struct sq_loader *ld, int layer)
 {
+    static const enum sq_role qkv[] = {SQ_R_Q, SQ_R_K, SQ_R_V}, o[] = {SQ_R_O},
+                              up[] = {SQ_R_UP, SQ_R_GATE}, down[] = {SQ_R_DOWN};
     struct sq_layer *l = &ld->m->layers[layer];
-    const struct {
-        enum sq_role role;
-        float *ret;
-    } steps[] = {{SQ_R_O, &l->o_step}, {SQ_R_UP, &l->up_step}, {SQ_R_DOWN, &l->down_step}};
-    int r = read_qkv_step(ld, layer, &l->qkv_step);
-    for (int i = 0; !r && i < 3; i++) {
-        r = check_zero_points(ld, steps[i].role, layer, SQ_P_INPUT_ZERO);
-        if (!r)
-            r = read_step(ld, steps[i].role, layer, SQ_P_INPUT_SCALE, steps[i].ret);
-    }
-    return r;
+    int r = read_shared_step(ld, qkv, 3, layer, &l->qkv_step);
+    if (!r)
+        r = read_shared_step(ld, o, 1, layer, &l->o_step);
+    if (!r)
+        r = read_shared_step(ld, up, ld->c->family->names[SQ_R_GATE] ? 2 : 1, layer, &l->up_step);
+    return r ? r : read_shared_step(ld, down, 1, layer, &l->down_step);
 }
 
 /* The steps beyond the standard format: all of them or none. *ret_n counts those found. */
@@ -149,7 +155,11 @@ static int set_attention(struct sq_loader *ld, int layer, const float *out)
         return 0;
     l->attn.score_mul = out[0] * out[1] / root;
     l->attn.out_mul = out[2] / l->o_step;
-    if (!sq_scale_ok(l->attn.score_mul) || !sq_scale_ok(l->attn.out_mul))
+    l->attn.q_inv = 1 / out[0];
+    l->attn.k_inv = 1 / out[1];
+    l->attn.v_inv = 1 / out[2];
+    if (!sq_scale_ok(l->attn.score_mul) || !sq_scale_ok(l->attn.out_mul) ||
+        !sq_scale_ok(l->attn.q_inv) || !sq_scale_ok(l->attn.k_inv) || !sq_scale_ok(l->attn.v_inv))
         return sq_fail(ld->err, SQ_E_FORMAT,
                        "layer %d: Q3: the steps of q %g, k %g, v %g and of o_proj's input %g make "
                        "no normal multiplier",

@@ -142,7 +142,7 @@ int sq_engine_open(const struct sq_engine_options *o, struct sq_engine **ret, st
         rc = size_kv(e, err);
     if (!rc)
         rc = make_parts(e, err);
-    if (!rc)
+    if (!rc && !e->o.sizes_only)
         rc = warm_up(e, err);
     if (rc) {
         free_parts(e);
@@ -335,6 +335,11 @@ void sq_events_free(struct sq_event *first)
         sq_free(first);
         first = next;
     }
+}
+
+const char *sq_engine_fault_text(const struct sq_engine *e)
+{
+    return atomic_load(&e->fault) ? e->fault_text : "";
 }
 
 void sq_engine_stats(struct sq_engine *e, struct sq_engine_stats *ret)

@@ -30,6 +30,7 @@ struct sq_engine {
     struct sq_mbox inbox;  /* of struct sq_job_msg: new jobs, and jobs with news */
     struct sq_mbox outbox; /* of struct sq_event */
     _Atomic bool stop, draining, fault;
+    char fault_text[256]; /* written once, before fault is set */
     /* What others may read at any time. Submit adds to the waiting ones, the engine thread corrects
      * them by difference. */
     _Atomic int n_waiting, n_running, kv_used;

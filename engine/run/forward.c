@@ -9,10 +9,15 @@
  *   f_q   = relu(Wup h_q)
  *   x    += Wdown f_q
  *
- * Only x, the residual, is f32. The other schemes differ in how a linear gets its input (see
- * `input`): float linears take the f32 tensor itself, dynamic ones the same tensor quantised row by
- * row. Post-norm models (OPT-350m) have norm1 after the first addition and norm2 after the second;
- * both replace x. */
+ * Only x, the residual, is f32. Families with rotary positions turn q and k on the way to their
+ * codes, gated ones multiply by a gate on the way to f_q; both need real numbers between:
+ *
+ *   qkv   = Wqkv h_q;  qkv_q = rope(qkv)
+ *   gu    = Wgate_up h_q;  f_q = swiglu(gu)
+ *
+ * The other schemes differ in how a linear gets its input (see `input`): float linears take the f32
+ * tensor itself, dynamic ones the same tensor quantised row by row. Post-norm models (OPT-350m)
+ * have norm1 after the first addition and norm2 after the second; both replace x. */
 #include "engine/run/forward.h"
 
 #include "engine/base/check.h"
@@ -22,12 +27,13 @@
 /* Activations of one step. T = max_rows, R = max_out; NULL where the model has no use for the
  * buffer. */
 struct acts {
-    struct sq_buf *e;       /* [T, embed_dim]: embedding before project_in */
-    struct sq_buf *x;       /* [T, hidden]: the residual */
-    struct sq_buf *h, *h_q; /* [T, hidden]: a norm's output */
-    struct sq_buf *qkv;     /* [T, (n_heads + 2 n_kv_heads) * D]: S8 with int8 attention */
-    struct sq_buf *a, *a_q; /* [T, n_heads * D]: what attention leaves */
-    struct sq_buf *f, *f_q; /* [T, ffn] */
+    struct sq_buf *e;           /* [T, embed_dim]: embedding before project_in */
+    struct sq_buf *x;           /* [T, hidden]: the residual */
+    struct sq_buf *h, *h_q;     /* [T, hidden]: a norm's output */
+    struct sq_buf *qkv, *qkv_q; /* [T, (n_heads + 2 n_kv_heads) * D]; qkv_q: int8 attention */
+    struct sq_buf *a, *a_q;     /* [T, n_heads * D]: what attention leaves */
+    struct sq_buf *gu;          /* [T, 2 ffn]: gate and up in turn */
+    struct sq_buf *f, *f_q;     /* [T, ffn] */
     struct sq_buf *last,
         *last_e;           /* [R, hidden], [R, embed_dim]: the rows that go through the head */
     struct sq_buf *last_q; /* [R, embed_dim]: int8 head */
@@ -61,27 +67,33 @@ struct act_shape {
     bool wanted;
 };
 
+static bool is_gated(const struct sq_model *m)
+{
+    return m->config.family->names[SQ_R_GATE];
+}
+
 /* The one table of buffers: sizes, kinds and who needs them. */
 static void act_shapes(const struct sq_model *m, const struct sq_runner_options *o, struct acts *a,
                        struct act_shape s[N_ACTS])
 {
     const struct sq_config *c = &m->config;
     const bool quant = m->scheme != SQ_SCHEME_FLOAT, stat = m->scheme == SQ_SCHEME_W8A8_STATIC;
-    const bool float_attn = !m->int8_attention;
+    const bool float_attn = !m->int8_attention, gated = is_gated(m);
     const size_t rows = (size_t)o->max_rows, outs = (size_t)o->max_out;
     const size_t hidden = (size_t)c->hidden, embed = (size_t)c->embed_dim, ffn = (size_t)c->ffn;
     const size_t heads = (size_t)c->n_heads * (size_t)c->head_dim;
     const size_t qkv = heads + 2 * (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    const enum sq_buf_kind qkv_kind = m->int8_attention ? SQ_BUF_S8 : SQ_BUF_F32;
     const struct act_shape all[] = {
         {&a->e, rows, embed, SQ_BUF_F32, m->project_in != NULL},
         {&a->x, rows, hidden, SQ_BUF_F32, true},
         {&a->h, rows, hidden, SQ_BUF_F32, c->pre_norm && !stat},
         {&a->h_q, rows, hidden, SQ_BUF_S8, quant},
-        {&a->qkv, rows, qkv, qkv_kind, true},
+        {&a->qkv, rows, qkv, SQ_BUF_F32, float_attn || m->rope},
+        {&a->qkv_q, rows, qkv, SQ_BUF_S8, !float_attn},
         {&a->a, rows, heads, SQ_BUF_F32, float_attn},
         {&a->a_q, rows, heads, SQ_BUF_S8, quant},
-        {&a->f, rows, ffn, SQ_BUF_F32, !stat},
+        {&a->gu, rows, 2 * ffn, SQ_BUF_F32, gated},
+        {&a->f, rows, ffn, SQ_BUF_F32, gated ? !quant : !stat},
         {&a->f_q, rows, ffn, SQ_BUF_S8, quant},
         {&a->last, outs, hidden, SQ_BUF_F32, true},
         {&a->last_e, outs, embed, SQ_BUF_F32, m->project_out != NULL},
@@ -137,7 +149,10 @@ static int make_buffers(struct sq_runner *r, struct sq_err *err)
                                      .max_seqs = r->o.max_rows,
                                      .max_out = r->o.max_out,
                                      .max_blocks = r->o.n_kv_blocks,
-                                     .max_context = r->m->config.max_positions};
+                                     .max_context = r->m->config.max_positions,
+                                     .n_heads = r->m->config.n_heads,
+                                     .n_kv_heads = r->m->config.n_kv_heads,
+                                     .head_dim = r->m->config.head_dim};
     return rc ? rc : be->ops->reserve(be, &l, err);
 }
 
@@ -189,10 +204,16 @@ static void norm(struct pass *p, struct sq_norm *n, struct sq_buf *x, int n_rows
         p->rc = p->ops->norm(p->be, n, x, n_rows, y, y_q);
 }
 
+/* 0 stands for a step of each row. */
+static float inverse(float step)
+{
+    return step > 0.0f ? 1.0f / step : 0.0f;
+}
+
 static void quant(struct pass *p, struct sq_buf *x, int n_rows, float step, struct sq_buf *y_q)
 {
     if (!p->rc)
-        p->rc = p->ops->quant_rows(p->be, x, n_rows, step > 0.0f ? 1.0f / step : 0.0f, y_q);
+        p->rc = p->ops->quant_rows(p->be, x, n_rows, inverse(step), y_q);
 }
 
 static void linear(struct pass *p, struct sq_linear *l, struct sq_buf *x, int n_rows,
@@ -236,16 +257,47 @@ static struct sq_buf *post_normed(struct pass *p, struct sq_norm *n, bool last)
     return last ? a->x : input(p, a->x, a->h_q, 0.0f);
 }
 
+/* q, k and v of the linear's input h, turned where positions are rotary: what attention reads. */
+static struct sq_buf *projections(struct pass *p, const struct sq_layer *l, struct sq_buf *h)
+{
+    const struct acts *a = &p->r->act;
+    struct sq_buf *qkv = p->m->int8_attention ? a->qkv_q : a->qkv;
+    if (!p->m->rope) {
+        linear(p, l->qkv, h, p->b->n_rows, qkv);
+        return qkv;
+    }
+    linear(p, l->qkv, h, p->b->n_rows, a->qkv);
+    if (!p->rc)
+        p->rc = p->ops->rope(p->be, p->m->rope, &l->attn, p->b, a->qkv, qkv);
+    return qkv;
+}
+
 /* Attention of all rows; returns the input of the output projection. */
-static struct sq_buf *attention(struct pass *p, const struct sq_layer *l)
+static struct sq_buf *attention(struct pass *p, const struct sq_layer *l, struct sq_buf *qkv)
 {
     const struct acts *a = &p->r->act;
     struct sq_buf *out = p->m->int8_attention ? a->a_q : a->a;
     if (!p->rc)
-        p->rc = p->ops->kv_write(p->be, p->r->kv, &l->attn, p->b, a->qkv);
+        p->rc = p->ops->kv_write(p->be, p->r->kv, &l->attn, p->b, qkv);
     if (!p->rc)
-        p->rc = p->ops->attend(p->be, p->r->kv, &l->attn, p->b, a->qkv, out);
+        p->rc = p->ops->attend(p->be, p->r->kv, &l->attn, p->b, qkv, out);
     return p->m->int8_attention ? out : input(p, a->a, a->a_q, l->o_step);
+}
+
+/* The wide middle of the feed-forward part; returns the input of its second linear. */
+static struct sq_buf *widened(struct pass *p, const struct sq_layer *l, struct sq_buf *h)
+{
+    const struct acts *a = &p->r->act;
+    const bool stat = p->m->scheme == SQ_SCHEME_W8A8_STATIC;
+    struct sq_buf *f = p->m->scheme == SQ_SCHEME_FLOAT ? a->f : a->f_q;
+    if (is_gated(p->m)) {
+        linear(p, l->up, h, p->b->n_rows, a->gu);
+        if (!p->rc)
+            p->rc = p->ops->swiglu(p->be, a->gu, p->b->n_rows, inverse(l->down_step), f);
+        return f;
+    }
+    linear(p, l->up, h, p->b->n_rows, stat ? f : a->f);
+    return stat ? f : input(p, a->f, a->f_q, 0.0f);
 }
 
 /* Shows columns of x to calibration, without each sequence's first token where asked so. */
@@ -269,26 +321,20 @@ static struct sq_buf *block(struct pass *p, int i, struct sq_buf *h)
     const int n_rows = p->b->n_rows;
     const size_t heads = (size_t)c->n_heads * (size_t)c->head_dim;
     const size_t kv_heads = (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    struct sq_buf *o, *f;
+    struct sq_buf *qkv, *o, *f;
 
     if (c->pre_norm)
         h = pre_normed(p, l->norm1);
     see(p, i, SQ_SITE_QKV_IN, h, (size_t)c->hidden);
-    linear(p, l->qkv, h, n_rows, a->qkv);
-    see(p, i, SQ_SITE_QKV_OUT, a->qkv, heads + 2 * kv_heads);
-    o = attention(p, l);
+    qkv = projections(p, l, h);
+    see(p, i, SQ_SITE_QKV_OUT, qkv, heads + 2 * kv_heads);
+    o = attention(p, l, qkv);
     see(p, i, SQ_SITE_O_IN, o, heads);
     linear(p, l->o, o, n_rows, a->x);
 
     h = c->pre_norm ? pre_normed(p, l->norm2) : post_normed(p, l->norm1, false);
     see(p, i, SQ_SITE_UP_IN, h, (size_t)c->hidden);
-    if (p->m->scheme == SQ_SCHEME_W8A8_STATIC) {
-        linear(p, l->up, h, n_rows, a->f_q);
-        f = a->f_q;
-    } else {
-        linear(p, l->up, h, n_rows, a->f);
-        f = input(p, a->f, a->f_q, 0.0f);
-    }
+    f = widened(p, l, h);
     see(p, i, SQ_SITE_DOWN_IN, f, (size_t)c->ffn);
     linear(p, l->down, f, n_rows, a->x);
     return c->pre_norm ? NULL : post_normed(p, l->norm2, i + 1 == c->n_layers);
@@ -331,9 +377,13 @@ static void head(struct pass *p)
     linear(p, m->head, y, n_out, a->logits);
 }
 
-static int device_failed(int rc, struct sq_err *err)
+static int device_failed(struct sq_backend *be, int rc, struct sq_err *err)
 {
-    return rc ? sq_fail(err, SQ_E_DEVICE, "the backend failed in a step: %s", sq_code_text(rc)) : 0;
+    if (!rc)
+        return 0;
+    const char *why = be->ops->fault(be);
+    return sq_fail(err, SQ_E_DEVICE, "the backend failed in a step: %s",
+                   why[0] ? why : sq_code_text(rc));
 }
 
 static void check_batch(const struct sq_runner *r, const struct sq_batch *b)
@@ -368,14 +418,14 @@ int sq_forward(struct sq_runner *r, const struct sq_batch *b, const struct sq_ob
     else
         pass_ops(&p);
     int rc = p.ops->step_end(p.be);
-    return device_failed(p.rc ? p.rc : rc, err);
+    return device_failed(p.be, p.rc ? p.rc : rc, err);
 }
 
 int sq_runner_logits(struct sq_runner *r, int n_out, const float **ret, struct sq_err *err)
 {
     SQ_ASSERT(n_out > 0 && n_out <= r->o.max_out);
     struct sq_backend *be = r->m->be;
-    return device_failed(be->ops->view(be, r->act.logits, n_out, ret), err);
+    return device_failed(be, be->ops->view(be, r->act.logits, n_out, ret), err);
 }
 
 int sq_runner_argmax(struct sq_runner *r, int n_out, int32_t *ids, struct sq_err *err)
@@ -385,5 +435,5 @@ int sq_runner_argmax(struct sq_runner *r, int n_out, int32_t *ids, struct sq_err
     int rc = be->ops->step_begin(be, NULL, NULL);
     rc = rc ? rc : be->ops->argmax(be, r->act.logits, n_out, ids);
     int end = be->ops->step_end(be);
-    return device_failed(rc ? rc : end, err);
+    return device_failed(be, rc ? rc : end, err);
 }

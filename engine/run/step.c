@@ -1,5 +1,6 @@
 /* The engine thread: inbox -> plan -> forward -> sample -> events, once per step, and asleep while
  * there is nothing to run. */
+#include <stdio.h>
 #include <time.h>
 
 #include "engine/base/check.h"
@@ -253,6 +254,8 @@ static void publish(struct sq_engine *e)
 static void device_fault(struct sq_engine *e, const struct sq_err *err)
 {
     sq_debug("engine", "%s", err->msg);
+    if (!atomic_load(&e->fault))
+        snprintf(e->fault_text, sizeof e->fault_text, "%.255s", err->msg);
     pthread_mutex_lock(&e->lock);
     atomic_store(&e->fault, true);
     pthread_mutex_unlock(&e->lock);

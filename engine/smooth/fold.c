@@ -12,16 +12,16 @@
 #define CLAMP 1e-5         /* of both maxima, as the authors' own code has it */
 #define BLOCK_FLOATS 65536 /* weights looked at in one read */
 
-static float **slot(const struct sq_smoothing *m, int layer, int i_fold)
+static size_t slot(const struct sq_smoothing *m, int layer, int i_fold)
 {
-    return &m->s[(size_t)layer * (size_t)m->family->n_folds + (size_t)i_fold];
+    return (size_t)layer * (size_t)m->family->n_folds + (size_t)i_fold;
 }
 
 const float *sq_smoothing_out(const struct sq_smoothing *m, enum sq_role from, int layer)
 {
     for (int i = 0; i < m->family->n_folds; i++)
         if (m->family->folds[i].from == from)
-            return *slot(m, layer, i);
+            return m->s[slot(m, layer, i)];
     return NULL;
 }
 
@@ -30,7 +30,7 @@ const float *sq_smoothing_in(const struct sq_smoothing *m, enum sq_role to, int 
     for (int i = 0; i < m->family->n_folds; i++)
         for (int k = 0; k < m->family->folds[i].n_to; k++)
             if (m->family->folds[i].to[k] == to)
-                return *slot(m, layer, i);
+                return m->s_in[slot(m, layer, i)];
     return NULL;
 }
 
@@ -61,7 +61,6 @@ const char *sq_fold_state_text(enum sq_fold_state s)
         [SQ_FOLD_POST_NORM] = "skipped: this model normalises after the addition, so the norm's "
                               "output is the residual, too",
         [SQ_FOLD_NO_AFFINE] = "skipped: the norm has no weight to fold into",
-        [SQ_FOLD_SHARED] = "skipped: several query heads share a value head",
     };
     return texts[s];
 }
@@ -80,8 +79,6 @@ static enum sq_fold_state fold_state(const struct sq_fold *f, const struct sq_co
         return SQ_FOLD_POST_NORM;
     if (is_norm(f->from) && !c->norm_affine)
         return SQ_FOLD_NO_AFFINE;
-    if (f->from == SQ_R_V && c->n_kv_heads != c->n_heads)
-        return SQ_FOLD_SHARED;
     return SQ_FOLD_APPLIED;
 }
 
@@ -141,28 +138,58 @@ static void choose(const struct maker *k, const float *x, size_t dim, bool rows_
         w[j] = fmax(w[j], floor);
 }
 
+/* Which of from's outputs arrives at input j of `to`: of the value head that j's query head reads. */
+static size_t origin(const struct sq_config *c, enum sq_role from, size_t j)
+{
+    const size_t dim = (size_t)c->head_dim, share = (size_t)(c->n_heads / c->n_kv_heads);
+    return from == SQ_R_V ? j / dim / share * dim + j % dim : j;
+}
+
+/* Maxima over the inputs of `to` into maxima over from's outputs, w_in[n_in] -> w, x_in -> x. */
+static void gather_maxima(const struct sq_config *c, enum sq_role from, size_t n_in,
+                          const double *w_in, const float *x_in, double *w, float *x)
+{
+    for (size_t j = 0; j < n_in; j++) {
+        size_t o = origin(c, from, j);
+        w[o] = fmax(w[o], w_in[j]);
+        x[o] = SQ_MAX(x[o], x_in[j]);
+    }
+}
+
+/* Room for one fold's factors, as outputs and as inputs. False: no memory. */
+static bool make_room(struct sq_smoothing *m, size_t i, size_t n_out, size_t n_in)
+{
+    m->s[i] = sq_new_array(float, n_out);
+    m->s_in[i] = n_out == n_in ? m->s[i] : sq_new_array(float, n_in);
+    return m->s[i] && m->s_in[i];
+}
+
 static int make_one(struct maker *k, int layer, int i_fold, struct sq_err *err)
 {
     const struct sq_fold *f = &k->m->family->folds[i_fold];
     const enum sq_site site = sq_role_site(f->to[0]);
-    const size_t dim = sq_site_dim(k->config, site);
-    SQ_AUTO_FREE double *w = sq_new_array(double, dim);
-    float *s = sq_new_array(float, dim);
-    *slot(k->m, layer, i_fold) = s;
-    if (!w || !s)
+    const size_t n_in = sq_site_dim(k->config, site), i_slot = slot(k->m, layer, i_fold);
+    const size_t n_out = f->from == SQ_R_V ? sq_role_n_out(k->config, SQ_R_V) : n_in;
+    SQ_AUTO_FREE double *w_in = sq_new_array(double, n_in), *w = sq_new_array(double, n_out);
+    SQ_AUTO_FREE float *x = sq_new_array(float, n_out);
+    if (!w_in || !w || !x || !make_room(k->m, i_slot, n_out, n_in))
         return sq_fail(err, SQ_E_NOMEM, "out of memory for smoothing factors");
     for (int i = 0; i < f->n_to; i++) {
-        int rc = column_maxima(k, f->to[i], layer, w, err);
+        int rc = column_maxima(k, f->to[i], layer, w_in, err);
         if (rc)
             return rc;
     }
-    choose(k, k->stats->absmax[(size_t)layer * SQ_N_SITES + site], dim,
-           k->per_tensor && !is_norm(f->from), w);
-    for (size_t j = 0; j < dim; j++) {
+    gather_maxima(k->config, f->from, n_in, w_in,
+                  k->stats->absmax[(size_t)layer * SQ_N_SITES + site], w, x);
+    choose(k, x, n_out, k->per_tensor && !is_norm(f->from), w);
+    float *s = k->m->s[i_slot], *s_in = k->m->s_in[i_slot];
+    for (size_t j = 0; j < n_out; j++) {
         s[j] = round_to_power(w[j]);
         k->m->min_s = SQ_MIN(k->m->min_s, s[j]);
         k->m->max_s = SQ_MAX(k->m->max_s, s[j]);
     }
+    for (size_t j = 0; s_in != s && j < n_in; j++)
+        s_in[j] = s[origin(k->config, f->from, j)];
     return 0;
 }
 
@@ -195,10 +222,11 @@ int sq_smoothing_make(struct sq_source *src, const struct sq_config *config, con
         *m = (struct sq_smoothing){
             .family = config->family, .n_layers = config->n_layers, .min_s = 1, .max_s = 1};
         m->s = sq_new_array(float *, (size_t)m->n_layers *(size_t)m->family->n_folds);
+        m->s_in = sq_new_array(float *, (size_t)m->n_layers *(size_t)m->family->n_folds);
         m->states = sq_new_array(enum sq_fold_state, (size_t)m->family->n_folds);
     }
     int rc = 0;
-    if (!rows || !m || !m->s || !m->states) {
+    if (!rows || !m || !m->s || !m->s_in || !m->states) {
         rc = sq_fail(err, SQ_E_NOMEM, "out of memory for smoothing factors");
     } else {
         for (int i = 0; i < m->family->n_folds; i++)
@@ -218,9 +246,14 @@ struct sq_smoothing *sq_smoothing_free(struct sq_smoothing *m)
 {
     if (!m)
         return NULL;
-    for (size_t i = 0; m->s && i < (size_t)m->n_layers * (size_t)m->family->n_folds; i++)
+    const size_t n = m->s && m->s_in ? (size_t)m->n_layers * (size_t)m->family->n_folds : 0;
+    for (size_t i = 0; i < n; i++) {
+        if (m->s_in[i] != m->s[i])
+            sq_free(m->s_in[i]);
         sq_free(m->s[i]);
+    }
     sq_free(m->s);
+    sq_free(m->s_in);
     sq_free(m->states);
     sq_free(m);
     return NULL;

@@ -7,6 +7,9 @@
  * model's floats are the original's with other exponents, so it gives the same logits bit for bit
  * and any wrong fold shows.
  *
+ * Where several query heads read one value head, the inputs of `to` that come from one output of
+ * `from` have one factor, by the largest of their maxima.
+ *
  * A fold between two linears also multiplies rows of `from` by 1/s. With one weight scale per row
  * that costs nothing; with one per tensor a small s would blow up the range of the whole tensor,
  * so there such folds only ever shrink rows: s is at least its geometric mean.
@@ -25,14 +28,14 @@ enum sq_fold_state {
     SQ_FOLD_NOT_ASKED, /* not in the set asked for */
     SQ_FOLD_POST_NORM, /* the norm's output is the residual, too */
     SQ_FOLD_NO_AFFINE, /* the norm has no weight to fold into */
-    SQ_FOLD_SHARED,    /* key and value heads are shared by several query heads */
 };
 
 struct sq_smoothing {
     const struct sq_family *family;
     int n_layers;
-    /* [n_layers * family->n_folds] factors of `from`'s outputs; NULL where not applied */
-    float **s;
+    /* [n_layers * family->n_folds] factors of `from`'s outputs, and the same as the inputs of `to`
+     * see them (its own array only where query heads share a value head); NULL where not applied */
+    float **s, **s_in;
     enum sq_fold_state *states; /* [family->n_folds] */
     float min_s, max_s;         /* over all; 1 if there are none */
 };

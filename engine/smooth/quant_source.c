@@ -53,6 +53,8 @@ static void layer_steps(const struct sq_stats *stats, const struct sq_config *c,
 {
     float **x = stats->absmax + (size_t)layer * SQ_N_SITES;
     for (int i = 0; i < SQ_N_LINEARS; i++) {
+        if (!sq_has_linear(c->family, i))
+            continue;
         enum sq_site site = sq_role_site(sq_linear_roles[i]);
         const float *s = m ? sq_smoothing_in(m, sq_linear_roles[i], layer) : NULL;
         ret->in[(size_t)layer * SQ_N_SITES + site] =
@@ -252,7 +254,7 @@ static int make_all_scales(struct quant_source *q, const struct sq_progress *pro
         int rc =
             sq_progress_step(progress, "reading weights", (double)layer / q->config.n_layers, err);
         for (int i = 0; !rc && i < SQ_N_LINEARS; i++)
-            rc = make_scales(q, layer, i, err);
+            rc = sq_has_linear(q->config.family, i) ? make_scales(q, layer, i, err) : 0;
         if (rc)
             return rc;
     }

@@ -2,8 +2,13 @@
 
 #include "engine/base/check.h"
 
-const enum sq_role sq_linear_roles[SQ_N_LINEARS] = {SQ_R_Q, SQ_R_K,  SQ_R_V,
-                                                    SQ_R_O, SQ_R_UP, SQ_R_DOWN};
+const enum sq_role sq_linear_roles[SQ_N_LINEARS] = {SQ_R_Q,    SQ_R_K,  SQ_R_V,   SQ_R_O,
+                                                    SQ_R_GATE, SQ_R_UP, SQ_R_DOWN};
+
+bool sq_has_linear(const struct sq_family *f, int i_linear)
+{
+    return f->names[sq_linear_roles[i_linear]] != NULL;
+}
 
 size_t sq_role_n_in(const struct sq_config *c, enum sq_role r)
 {
@@ -25,6 +30,7 @@ size_t sq_role_n_out(const struct sq_config *c, enum sq_role r)
     case SQ_R_K:
     case SQ_R_V:
         return (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    case SQ_R_GATE:
     case SQ_R_UP:
         return (size_t)c->ffn;
     default:
@@ -41,6 +47,7 @@ enum sq_site sq_role_site(enum sq_role r)
         return SQ_SITE_QKV_IN;
     case SQ_R_O:
         return SQ_SITE_O_IN;
+    case SQ_R_GATE:
     case SQ_R_UP:
         return SQ_SITE_UP_IN;
     default:

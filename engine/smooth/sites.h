@@ -5,8 +5,10 @@
 #include "engine/model/config.h"
 #include "engine/run/forward.h"
 
-#define SQ_N_LINEARS 6
+#define SQ_N_LINEARS 7
 extern const enum sq_role sq_linear_roles[SQ_N_LINEARS];
+/* Not every family has all of them. */
+bool sq_has_linear(const struct sq_family *f, int i_linear);
 
 /* Inputs and outputs of a layer's linear; of a norm, its channels. */
 size_t sq_role_n_in(const struct sq_config *c, enum sq_role r);

@@ -109,6 +109,8 @@ static int compare_ranges(const struct sq_stats *seen, const struct sq_stats *st
 {
     for (int layer = 0; layer < stats->n_layers; layer++)
         for (int i = 0; i < SQ_N_LINEARS; i++) {
+            if (!sq_has_linear(m->family, i))
+                continue;
             const enum sq_site site = sq_role_site(sq_linear_roles[i]);
             const float *s = sq_smoothing_in(m, sq_linear_roles[i], layer);
             const size_t at = (size_t)layer * SQ_N_SITES + site;

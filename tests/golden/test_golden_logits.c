@@ -22,8 +22,11 @@
 #define MAX_ROWS 320
 #define TOLERANCE 1e-3
 
-static const char *const cases[] = {"hd64-f32",      "hd80-f16",     "postnorm-f16",
-                                    "oddvocab-bf16", "sharded-bf16", "untied-nobias-f16"};
+static const char *const cases[] = {"hd64-f32",         "hd80-f16",
+                                    "postnorm-f16",     "oddvocab-bf16",
+                                    "sharded-bf16",     "untied-nobias-f16",
+                                    "llama-d16-f32",    "llama-d64-tied-bf16",
+                                    "llama-scaled-f16", "llama-linear-bias-f16"};
 
 struct vectors {
     char *data;

@@ -243,6 +243,153 @@ static void test_ties(void **state)
     sq_cpu_buf_free(x);
 }
 
+/* --- rotary --- */
+
+enum { ROPE_ROWS = 5, ROPE_POS = 9 };
+
+/* As quant.h says, into f32; inv[] of q, k, v multiplies what codes are wanted of. */
+static void rope_def(const struct sq_rope *r, const struct sq_attn *a, const int32_t *pos,
+                     const struct sq_buf *x, const float *inv, float *ret)
+{
+    const size_t half = r->rot_dim / 2, dim = (size_t)a->head_dim, n = x->cols;
+    for (size_t m = 0; m < ROPE_ROWS; m++)
+        for (size_t c = 0; c < n; c++) {
+            size_t head = c / dim, i = c % dim, part = head < (size_t)a->n_heads ? 0 : 1;
+            const float *row = x->f + m * n;
+            float v = row[c];
+            part = head >= (size_t)(a->n_heads + a->n_kv_heads) ? 2 : part;
+            if (part < 2 && i < r->rot_dim) {
+                size_t k = (size_t)pos[m] * half + i % half;
+                float first = row[c - i + i % half], second = row[c - i + i % half + half];
+                v = i < half ? fmaf(first, r->cos[k], -(second * r->sin[k]))
+                             : fmaf(second, r->cos[k], first * r->sin[k]);
+            }
+            ret[m * n + c] = inv ? v * inv[part] : v;
+        }
+}
+
+static void check_rope(const struct sq_rope *r, struct sq_attn a)
+{
+    const int32_t pos[ROPE_ROWS] = {0, 1, 8, 3, 4};
+    const struct sq_batch b = {.n_rows = ROPE_ROWS, .pos = pos};
+    const size_t n = (size_t)((a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+    const float inv[] = {40.0f, 31.7f, 100.0f};
+    a.q_inv = inv[0];
+    a.k_inv = inv[1];
+    a.v_inv = inv[2];
+    struct sq_buf *x = buf_new(SQ_BUF_F32, ROPE_ROWS, n);
+    x->f[n + 1] = NAN;
+    float *want = sq_new_array(float, ROPE_ROWS *n), *want_q = sq_new_array(float, ROPE_ROWS *n);
+    rope_def(r, &a, pos, x, NULL, want);
+    rope_def(r, &a, pos, x, inv, want_q);
+    for (const struct sq_cpu_ops *const *k = sq_cpu_variants(); *k; k++) {
+        struct sq_buf *y = buf_new(SQ_BUF_F32, ROPE_ROWS, n), *q = buf_new(SQ_BUF_S8, ROPE_ROWS, n);
+        (*k)->rope(r, &a, &b, x, q, 0, 2);
+        (*k)->rope(r, &a, &b, x, q, 2, ROPE_ROWS);
+        for (size_t m = 0; m < ROPE_ROWS; m++)
+            check_codes("rope to codes", (*k)->name, q, m, want_q + m * n);
+        (*k)->rope(r, &a, &b, x, y, 0, ROPE_ROWS);
+        check_floats("rope", (*k)->name, y->f, want, ROPE_ROWS * n);
+        memcpy(y->f, x->f, ROPE_ROWS * n * sizeof(float)); /* and over itself */
+        (*k)->rope(r, &a, &b, y, y, 0, ROPE_ROWS);
+        check_floats("rope in place", (*k)->name, y->f, want, ROPE_ROWS * n);
+        sq_cpu_buf_free(y);
+        sq_cpu_buf_free(q);
+    }
+    sq_cpu_buf_free(x);
+    sq_free(want);
+    sq_free(want_q);
+}
+
+static void test_rope(void **state)
+{
+    (void)state;
+    static const struct {
+        int dim, rot_dim;
+    } sizes[] = {{2, 2}, {16, 16}, {64, 64}, {80, 80}, {128, 128}, {34, 34}, {80, 32}, {96, 20}};
+    for (size_t i = 0; i < SQ_ARRAY_LEN(sizes); i++) {
+        float cos[ROPE_POS * 64], sin[ROPE_POS * 64];
+        fill(cos, SQ_ARRAY_LEN(cos));
+        fill(sin, SQ_ARRAY_LEN(sin));
+        struct sq_rope_desc d = {(size_t)sizes[i].rot_dim, ROPE_POS, cos, sin};
+        struct sq_rope *r = NULL;
+        assert_int_equal(sq_cpu_rope_new(&d, &r, NULL), 0);
+        memset(cos, 0, sizeof cos); /* it has its own copy */
+        check_rope(r, (struct sq_attn){.n_heads = 4, .n_kv_heads = 2, .head_dim = sizes[i].dim});
+        check_rope(r, (struct sq_attn){.n_heads = 1, .n_kv_heads = 1, .head_dim = sizes[i].dim});
+        sq_cpu_rope_free(r);
+    }
+}
+
+/* --- SwiGLU --- */
+
+static float swiglu_def(float g, float u)
+{
+    float e = sq_exp(-fabsf(g));
+    return (g >= 0.0f ? g / (1.0f + e) : (g * e) / (1.0f + e)) * u;
+}
+
+static void check_swiglu(const struct sq_cpu_ops *k, const struct sq_buf *x, const float *want)
+{
+    const size_t rows = x->max_rows, n = x->cols / 2;
+    struct sq_buf *y = buf_new(SQ_BUF_F32, (int)rows, n), *q = buf_new(SQ_BUF_S8, (int)rows, n);
+    k->swiglu(x, 0, 1, 0.0f, y);
+    k->swiglu(x, 1, (int)rows, 0.0f, y);
+    check_floats("swiglu", k->name, y->f, want, rows * n);
+    for (int dynamic = 0; dynamic < 2; dynamic++) {
+        k->swiglu(x, 0, (int)rows, dynamic ? 0.0f : 31.7f, q);
+        for (size_t r = 0; r < rows; r++) {
+            float top = 0.0f, *scaled = sq_new_array(float, n);
+            for (size_t i = 0; i < n; i++)
+                top = fabsf(want[r * n + i]) > top ? fabsf(want[r * n + i]) : top;
+            float scale = top / 127.0f >= 0x1p-126f ? top / 127.0f : 1.0f;
+            for (size_t i = 0; i < n; i++)
+                scaled[i] = want[r * n + i] * (dynamic ? 1.0f / scale : 31.7f);
+            check_codes("swiglu to codes", k->name, q, r, scaled);
+            if (dynamic)
+                check_floats("swiglu row scale", k->name, &q->row_scale[r], &scale, 1);
+            sq_free(scaled);
+        }
+    }
+    sq_cpu_buf_free(y);
+    sq_cpu_buf_free(q);
+}
+
+static void test_swiglu(void **state)
+{
+    (void)state;
+    enum { ROWS = 5 };
+    for (size_t i = 0; i < SQ_ARRAY_LEN(dims); i++) {
+        const size_t n = dims[i];
+        struct sq_buf *x = buf_new(SQ_BUF_F32, ROWS, 2 * n);
+        for (size_t j = 0; j < 2 * n; j++)
+            x->f[j] *= 10.0f;
+        memset(x->f + 2 * n, 0, 2 * n * sizeof(float));
+        x->f[4 * n] = NAN;
+        x->f[6 * n] = -100.0f; /* exp underflows */
+        x->f[6 * n + 1] = 1e30f;
+        x->f[8 * n] = -0.0f;
+        float *want = sq_new_array(float, ROWS *n);
+        for (size_t j = 0; j < ROWS * n; j++)
+            want[j] = swiglu_def(x->f[2 * j], x->f[2 * j + 1]);
+        for (const struct sq_cpu_ops *const *k = sq_cpu_variants(); *k; k++)
+            check_swiglu(*k, x, want);
+        sq_cpu_buf_free(x);
+        sq_free(want);
+    }
+}
+
+/* The formula against silu itself. */
+static void test_silu_accuracy(void **state)
+{
+    (void)state;
+    for (int i = -20000; i <= 20000; i++) {
+        float x = (float)i / 1000.0f;
+        double want = (double)x / (1.0 + exp(-(double)x));
+        assert_true(fabs((double)swiglu_def(x, 1.0f) - want) <= 1e-6 * fabs(want));
+    }
+}
+
 /* --- tables, observation, argmax --- */
 
 /* Random weights of a type, no NaN; ret_f = their values. */
@@ -456,7 +603,8 @@ int main(void)
         cmocka_unit_test(test_quant_rows),   cmocka_unit_test(test_ties),
         cmocka_unit_test(test_embed),        cmocka_unit_test(test_observe),
         cmocka_unit_test(test_argmax),       cmocka_unit_test(test_gemm_float),
-        cmocka_unit_test(test_exp_accuracy),
+        cmocka_unit_test(test_exp_accuracy), cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_swiglu),       cmocka_unit_test(test_silu_accuracy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,6 +38,11 @@ struct sq_norm {
     uint64_t h;
 };
 
+struct sq_rope {
+    size_t rot_dim, n_pos;
+    uint64_t h;
+};
+
 struct sq_kv {
     struct sq_kv_desc d;
     struct cell *cells; /* [n_layers, n_blocks, SQ_KV_BLOCK] */
@@ -215,6 +220,25 @@ static void norm_free(struct sq_backend *be, struct sq_norm *n)
     object_free(fake_of(be), n);
 }
 
+static int rope_new(struct sq_backend *be, const struct sq_rope_desc *d, struct sq_rope **ret,
+                    struct sq_err *err)
+{
+    SQ_ASSERT(d->rot_dim > 0 && d->rot_dim % 2 == 0 && d->n_pos > 0);
+    struct sq_rope *r = object_new(fake_of(be), sizeof *r);
+    if (!r)
+        return sq_fail(err, SQ_E_NOMEM, "no memory for the rotations");
+    *r = (struct sq_rope){.rot_dim = d->rot_dim, .n_pos = d->n_pos};
+    r->h = mix_bytes(5, d->cos, d->n_pos * d->rot_dim / 2 * sizeof *d->cos);
+    r->h = mix_bytes(r->h, d->sin, d->n_pos * d->rot_dim / 2 * sizeof *d->sin);
+    *ret = r;
+    return 0;
+}
+
+static void rope_free(struct sq_backend *be, struct sq_rope *r)
+{
+    object_free(fake_of(be), r);
+}
+
 static size_t kv_bytes(struct sq_backend *be, const struct sq_kv_desc *d)
 {
     (void)be;
@@ -361,6 +385,39 @@ static int linear(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x, 
         struct cell c = x->rows[i];
         c.h = add ? mix(y->rows[i].h, h) : h;
         y->rows[i] = c;
+    }
+    return op(k);
+}
+
+static int rope(struct sq_backend *be, struct sq_rope *r, const struct sq_attn *a,
+                const struct sq_batch *b, struct sq_buf *x, struct sq_buf *y)
+{
+    struct fake *k = fake_of(be);
+    SQ_ASSERT(k->in_step && x->kind == SQ_BUF_F32 && x->cols == y->cols);
+    SQ_ASSERT(x->cols == (size_t)((a->n_heads + 2 * a->n_kv_heads) * a->head_dim));
+    SQ_ASSERT(r->rot_dim <= (size_t)a->head_dim && (size_t)b->n_rows <= y->max_rows);
+    SQ_ASSERT(y->kind == SQ_BUF_F32 || (a->q_inv > 0 && a->k_inv > 0 && a->v_inv > 0));
+    trace(k, "rope", io_name(x, y, y == x), "");
+    for (int i = 0; i < b->n_rows; i++) {
+        SQ_ASSERT((size_t)b->pos[i] < r->n_pos);
+        struct cell c = x->rows[i];
+        c.h = mix(mix(c.h, r->h), (uint64_t)b->pos[i]);
+        y->rows[i] = c;
+    }
+    return op(k);
+}
+
+static int swiglu(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
+                  struct sq_buf *y)
+{
+    struct fake *k = fake_of(be);
+    SQ_ASSERT(k->in_step && x->kind == SQ_BUF_F32 && x->cols == 2 * y->cols);
+    SQ_ASSERT(inv_step >= 0.0f && (size_t)n_rows <= y->max_rows);
+    const char *how = inv_step > 0.0f ? "static" : "rows";
+    trace(k, "swiglu", io_name(x, y, false), y->kind == SQ_BUF_S8 ? how : "");
+    for (int i = 0; i < n_rows; i++) {
+        y->rows[i] = x->rows[i];
+        y->rows[i].h = mix(x->rows[i].h, 7 + (uint64_t)(inv_step * 1024.0f));
     }
     return op(k);
 }
@@ -517,6 +574,12 @@ static int sync_all(struct sq_backend *be)
     return op(fake_of(be));
 }
 
+static const char *fault(struct sq_backend *be)
+{
+    (void)be;
+    return "";
+}
+
 static const struct sq_backend_ops fake_ops = {
     .close = fake_close,
     .info = fake_info,
@@ -531,6 +594,8 @@ static const struct sq_backend_ops fake_ops = {
     .kv_new = kv_new,
     .kv_free = kv_free,
     .kv_bytes = kv_bytes,
+    .rope_new = rope_new,
+    .rope_free = rope_free,
     .reserve = reserve,
     .step_begin = step_begin,
     .step_end = step_end,
@@ -538,6 +603,8 @@ static const struct sq_backend_ops fake_ops = {
     .norm = norm,
     .quant_rows = quant_rows,
     .linear = linear,
+    .rope = rope,
+    .swiglu = swiglu,
     .kv_write = kv_write,
     .attend = attend,
     .gather = gather,
@@ -545,6 +612,7 @@ static const struct sq_backend_ops fake_ops = {
     .observe = observe,
     .view = view,
     .sync = sync_all,
+    .fault = fault,
 };
 
 struct sq_backend *sq_fake_open(const struct sq_fake_options *o)

@@ -29,9 +29,10 @@ struct sq_fake_options {
     /* The shape of the model, for tests of forward.c; all zero = float, pre-norm. */
     enum sq_scheme scheme;
     bool int8_attention, post_norm, project, head_int8;
+    bool gated; /* a LLaMA block: rotary positions, SwiGLU; one KV head for both query heads */
 };
 
-/* A small model of the OPT family on a fake backend of its own; o may be NULL (but then eos is -1).
+/* A small model of the OPT family (or like LLaMA's) on a fake backend of its own; o may be NULL (but then eos is -1).
  * NULL: no memory. Free with sq_fake_model_free, which closes the backend, too. */
 struct sq_model *sq_fake_model_new(const struct sq_fake_options *o);
 struct sq_model *sq_fake_model_free(struct sq_model *m);
@@ -47,7 +48,7 @@ struct sq_fake_counts {
     uint64_t n_ops;           /* since open or the last sq_fake_fail_at */
     uint64_t n_steps, n_rows; /* passes through layer 0, and their rows */
     uint64_t n_argmax, n_views;
-    int n_objects; /* buffers, linears, norms, caches alive */
+    int n_objects; /* buffers, linears, norms, rotations, caches alive */
     int max_step_rows, max_step_seqs;
 };
 void sq_fake_counts(struct sq_backend *be, struct sq_fake_counts *ret);

@@ -112,12 +112,42 @@ static int norm_new(struct sq_backend *be, const struct sq_norm_desc *d, struct 
     return 0;
 }
 
+static void rope_free(struct sq_backend *be, struct sq_rope *r)
+{
+    if (!r)
+        return;
+    record_of(be)->n_ropes--;
+    sq_free((void *)r->d.cos);
+    sq_free((void *)r->d.sin);
+    sq_free(r);
+}
+
+static int rope_new(struct sq_backend *be, const struct sq_rope_desc *d, struct sq_rope **ret,
+                    struct sq_err *err)
+{
+    SQ_ASSERT(d->rot_dim && d->rot_dim % 2 == 0 && d->n_pos);
+    struct sq_rope *r = sq_new(struct sq_rope);
+    if (!r)
+        return sq_fail(err, SQ_E_NOMEM, "out of memory");
+    record_of(be)->n_ropes++;
+    r->d = (struct sq_rope_desc){.rot_dim = d->rot_dim, .n_pos = d->n_pos};
+    if (!keep(&r->d.cos, d->cos, d->n_pos * d->rot_dim / 2) ||
+        !keep(&r->d.sin, d->sin, d->n_pos * d->rot_dim / 2)) {
+        rope_free(be, r);
+        return sq_fail(err, SQ_E_NOMEM, "out of memory");
+    }
+    *ret = r;
+    return 0;
+}
+
 static const struct sq_backend_ops ops = {.linear_new = linear_new,
                                           .linear_put = linear_put,
                                           .linear_finish = linear_finish,
                                           .linear_free = linear_free,
                                           .norm_new = norm_new,
-                                          .norm_free = norm_free};
+                                          .norm_free = norm_free,
+                                          .rope_new = rope_new,
+                                          .rope_free = rope_free};
 
 void sq_record_init(struct sq_record *r)
 {

@@ -17,9 +17,13 @@ struct sq_norm {
     struct sq_norm_desc d; /* vectors owned */
 };
 
+struct sq_rope {
+    struct sq_rope_desc d; /* tables owned */
+};
+
 struct sq_record {
     struct sq_backend base;
-    int n_linears, n_norms; /* alive */
+    int n_linears, n_norms, n_ropes; /* alive */
     int fail_at; /* the k-th call of linear_put from now fails with SQ_E_DEVICE; 0 = off */
 };
 

@@ -282,6 +282,12 @@ void sq_events_free(struct sq_event *first)
     }
 }
 
+const char *sq_engine_fault_text(const struct sq_engine *e)
+{
+    (void)e;
+    return "";
+}
+
 void sq_engine_stats(struct sq_engine *e, struct sq_engine_stats *ret)
 {
     pthread_mutex_lock(&e->lock);

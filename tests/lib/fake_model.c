@@ -1,4 +1,4 @@
-/* A model of the OPT family without files, on the fake backend: what the loader would make of a
+/* A model of the OPT family (or like LLaMA's) without files, on the fake backend: what the loader would make of a
  * config, with weights of one repeated row. */
 #include <math.h>
 #include <stdio.h>
@@ -16,6 +16,13 @@ static const struct sq_family fake_family = {
     .pos_offset = 2,
     .act = SQ_ACT_RELU,
     .tied_by_default = true,
+};
+
+static const struct sq_family fake_gated_family = {
+    .model_type = "llama",
+    .names = {[SQ_R_GATE] = "gate"},
+    .norm = SQ_RMSNORM,
+    .positions = SQ_POS_ROTARY,
 };
 
 static struct sq_linear *fake_linear(struct sq_model *m, const char *part, int layer, int n_out,
@@ -68,10 +75,14 @@ static bool fake_layer(struct sq_model *m, int i)
     struct sq_layer *l = &m->layers[i];
     const bool quant = m->scheme != SQ_SCHEME_FLOAT, stat = m->scheme == SQ_SCHEME_W8A8_STATIC;
     const bool last = i + 1 == c->n_layers;
-    l->qkv = fake_linear(m, "qkv", i, 3 * c->hidden, c->hidden, quant,
-                         m->int8_attention ? SQ_OUT_S8 : SQ_OUT_F32);
+    const bool gated = c->family->names[SQ_R_GATE];
+    const int qkv = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+    l->qkv = fake_linear(m, "qkv", i, qkv, c->hidden, quant,
+                         m->int8_attention && !gated ? SQ_OUT_S8 : SQ_OUT_F32);
     l->o = fake_linear(m, "o", i, c->hidden, c->hidden, quant, SQ_OUT_ADD);
-    l->up = fake_linear(m, "up", i, c->ffn, c->hidden, quant, stat ? SQ_OUT_S8 : SQ_OUT_F32);
+    l->up = gated
+                ? fake_linear(m, "gate_up", i, 2 * c->ffn, c->hidden, quant, SQ_OUT_F32)
+                : fake_linear(m, "up", i, c->ffn, c->hidden, quant, stat ? SQ_OUT_S8 : SQ_OUT_F32);
     l->down = fake_linear(m, "down", i, c->hidden, c->ffn, quant, SQ_OUT_ADD);
     l->norm1 = fake_norm(m, stat);
     l->norm2 = fake_norm(m, stat && (c->pre_norm || !last));
@@ -83,17 +94,34 @@ static bool fake_layer(struct sq_model *m, int i)
                                .head_dim = c->head_dim,
                                .score_mul = 1.0f,
                                .out_mul = 1.0f};
+    if (m->int8_attention)
+        l->attn.q_inv = l->attn.k_inv = l->attn.v_inv = 2.0f;
     return l->qkv && l->o && l->up && l->down && l->norm1 && l->norm2;
+}
+
+/* Positions: a table of vectors, or of rotations. */
+static bool fake_positions(struct sq_model *m)
+{
+    const struct sq_config *c = &m->config;
+    if (c->family->positions == SQ_POS_LEARNED) {
+        m->pos = fake_linear(m, "pos", -1, c->max_positions + 2, c->hidden, false, SQ_OUT_F32);
+        return m->pos;
+    }
+    const size_t n_pos = (size_t)c->max_positions, rot_dim = (size_t)c->head_dim;
+    float *table = sq_new_array(float, n_pos *rot_dim);
+    struct sq_rope_desc d = {.rot_dim = rot_dim, .n_pos = n_pos, .cos = table, .sin = table};
+    bool made = table && !m->be->ops->rope_new(m->be, &d, &m->rope, NULL);
+    sq_free(table);
+    return made;
 }
 
 static bool fake_parts(struct sq_model *m, const struct sq_fake_options *o)
 {
     const struct sq_config *c = &m->config;
     m->embed = fake_linear(m, "embed", -1, c->vocab, c->embed_dim, false, SQ_OUT_F32);
-    m->pos = fake_linear(m, "pos", -1, c->max_positions + 2, c->hidden, false, SQ_OUT_F32);
     m->head = o->head_int8 ? fake_linear(m, "head", -1, c->vocab, c->embed_dim, true, SQ_OUT_F32)
                            : m->embed;
-    if (!m->embed || !m->pos || !m->head)
+    if (!m->embed || !m->head || !fake_positions(m))
         return false;
     if (o->project) {
         m->project_in =
@@ -115,12 +143,12 @@ static bool fake_parts(struct sq_model *m, const struct sq_fake_options *o)
 static struct sq_config fake_config(const struct sq_fake_options *o)
 {
     return (struct sq_config){
-        .family = &fake_family,
+        .family = o->gated ? &fake_gated_family : &fake_family,
         .n_layers = o->n_layers,
         .hidden = o->hidden,
         .ffn = 4 * o->hidden,
         .n_heads = 2,
-        .n_kv_heads = 2,
+        .n_kv_heads = o->gated ? 1 : 2,
         .head_dim = o->hidden / 2,
         .vocab = o->vocab,
         .max_positions = o->context,
@@ -129,7 +157,8 @@ static struct sq_config fake_config(const struct sq_fake_options *o)
         .pre_norm = !o->post_norm,
         .final_norm = !o->post_norm,
         .tied = true,
-        .linear_bias = true,
+        .attn_bias = !o->gated,
+        .ffn_bias = !o->gated,
         .norm_affine = true,
         .dtype = SQ_F32,
         .scheme = o->scheme,
@@ -183,6 +212,7 @@ struct sq_model *sq_fake_model_free(struct sq_model *m)
         if (m->head != m->embed)
             ops->linear_free(m->be, m->head);
         ops->linear_free(m->be, m->pos);
+        ops->rope_free(m->be, m->rope);
         ops->linear_free(m->be, m->embed);
         ops->close(m->be);
     }

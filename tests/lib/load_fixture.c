@@ -21,7 +21,8 @@ static const struct sq_config tiny = {.n_layers = 2,
                                       .pre_norm = true,
                                       .final_norm = true,
                                       .tied = true,
-                                      .linear_bias = true,
+                                      .attn_bias = true,
+                                      .ffn_bias = true,
                                       .norm_affine = true,
                                       .dtype = SQ_F16};
 
@@ -60,6 +61,7 @@ void sq_load_done(struct sq_load_fixture *f)
     sq_model_free(f->m);
     assert_int_equal(f->be.n_linears, 0);
     assert_int_equal(f->be.n_norms, 0);
+    assert_int_equal(f->be.n_ropes, 0);
     sq_source_close(f->src);
     sq_files_done(&f->l);
 }

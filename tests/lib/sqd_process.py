@@ -9,14 +9,30 @@ import threading
 import time
 
 
+def on_backend(args, env=None):
+    """(arguments, environment) of sqd for the backend that SQD_BACKEND names, unless the arguments name one; SQD_CUDA_LIBS: where its libraries lie."""
+    args, env = list(args), {**os.environ, **(env or {})}
+    if (backend := os.environ.get("SQD_BACKEND")) and "--backend" not in args:
+        args += ["--backend", backend]
+    if libs := os.environ.get("SQD_CUDA_LIBS"):
+        env["LD_LIBRARY_PATH"] = libs
+    return args, env
+
+
 class Sqd:
     """with Sqd(binary, "--model", dir, "--listen", "127.0.0.1:0") as s: s.get("/health")"""
 
-    def __init__(self, binary, *args, env=None, ready=True, pass_fds=(), preexec_fn=None, expect_exit=0):
+    def __init__(self, binary, *args, env=None, ready=True, pass_fds=(), preexec_fn=None, expect_exit=0, prefix=(), inherit=True):
+        """prefix: a command to run it under. inherit=False: env is the whole environment, the arguments are all."""
         self.expect_exit = expect_exit
         self.lines = []
-        self.process = subprocess.Popen([str(binary), "serve", *map(str, args)], stderr=subprocess.PIPE, text=True, errors="replace",
-                                        env={**os.environ, **(env or {})}, pass_fds=pass_fds, preexec_fn=preexec_fn)
+        args = [*map(str, args)]
+        if inherit and os.path.basename(binary) == "sqd":
+            args, env = on_backend(args, env)
+        elif inherit:
+            env = {**os.environ, **(env or {})}
+        self.process = subprocess.Popen([*prefix, str(binary), "serve", *args], stderr=subprocess.PIPE, text=True, errors="replace",
+                                        env=env, pass_fds=pass_fds, preexec_fn=preexec_fn)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if ready:

@@ -259,7 +259,7 @@ static void test_values(void **state)
     assert_int_equal(c.vocab, 100);
     assert_int_equal(c.max_positions, 32);
     assert_int_equal(c.embed_dim, 64);
-    assert_true(c.pre_norm && c.final_norm && c.tied && c.linear_bias && c.norm_affine);
+    assert_true(c.pre_norm && c.final_norm && c.tied && c.attn_bias && c.ffn_bias && c.norm_affine);
     assert_int_equal(c.dtype, SQ_F16);
     assert_int_equal(c.scheme, SQ_SCHEME_FLOAT);
     assert_int_equal(c.bos, 2);
@@ -286,7 +286,8 @@ static void test_variants(void **state)
     assert_false(c.pre_norm || c.final_norm);
     c = with(false, "_remove_final_layer_norm", "true");
     assert_true(c.pre_norm && !c.final_norm);
-    assert_false(with(false, "enable_bias", "false").linear_bias);
+    assert_false(with(false, "enable_bias", "false").attn_bias);
+    assert_false(with(false, "enable_bias", "false").ffn_bias);
     assert_false(with(false, "layer_norm_elementwise_affine", "false").norm_affine);
     assert_false(with(false, "tie_word_embeddings", "false").tied);
     assert_true(with(false, "auto_map", "{}").custom_code);

@@ -139,6 +139,46 @@ static void test_formula(void **state)
     world_done(&w);
 }
 
+/* Query heads 0, 1 read value head 0, and 2, 3 value head 1: one factor for what they share, from the largest maxima; exact still. */
+static void test_shared_value_heads(void **state)
+{
+    static struct sq_probe probe;
+    struct world w;
+    struct sq_config c = sq_load_config(SQ_SCHEME_FLOAT);
+    struct sq_source *f = NULL;
+    struct sq_tensor_info t;
+    struct sq_err err = {0};
+    double diff = 1;
+    (void)state;
+    c.n_heads = 4;
+    c.n_kv_heads = 2;
+    world_init(&w, &c); /* heads of 8: o_proj has 32 inputs, v_proj 16 outputs */
+    float *x = w.stats->absmax[SQ_SITE_O_IN],
+          *o = values(w.src, L0 "self_attn.out_proj.weight", &t);
+    x[8 + 3] = 1000; /* query head 1, and so value head 0 */
+    struct sq_smoothing *m = smooth(&w, 0.5, SQ_FOLDS_ALL);
+    const float *s = sq_smoothing_out(m, SQ_R_V, 0), *s_in = sq_smoothing_in(m, SQ_R_O, 0);
+    for (size_t j = 0; j < 32; j++)
+        assert_true(s_in[j] == s[j / 16 * 8 + j % 8]);
+    double most = 0;
+    for (size_t r = 0; r < 16; r++)
+        most = fmax(most, fmax(fabs((double)o[r * 32 + 3]), fabs((double)o[r * 32 + 8 + 3])));
+    assert_true(fabs(log2(sqrt(1000 / most)) - log2((double)s[3])) <= 0.5 + 1e-9);
+    assert_int_equal(sq_fold_source_open(w.src, m, P, &f, &err), 0);
+    struct sq_model *was = load(&w, w.src), *now = load(&w, f);
+    assert_int_equal(sq_probe_take(was, &w.passages, &probe, &err), 0);
+    if (sq_probe_compare(&probe, now, w.stats, m, true, 0, &diff, &err))
+        fail_msg("%s", err.msg);
+    assert_true(diff == 0);
+    sq_probe_done(&probe);
+    sq_model_free(was);
+    sq_model_free(now);
+    sq_source_close(f);
+    sq_smoothing_free(m);
+    free(o);
+    world_done(&w);
+}
+
 static void test_per_tensor_never_grows_rows(void **state)
 {
     struct world w;
@@ -322,6 +362,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stats_leave_the_first_token_out),
         cmocka_unit_test(test_formula),
+        cmocka_unit_test(test_shared_value_heads),
         cmocka_unit_test(test_per_tensor_never_grows_rows),
         cmocka_unit_test(test_folded_tensors),
         cmocka_unit_test(test_exact),

@@ -103,40 +103,67 @@ static void ops_of_post_norm_models(void **state)
                "linear embed f>f");
 }
 
+static void ops_of_gated_models(void **state)
+{
+    (void)state;
+    assert_ops((struct sq_fake_options){.gated = true},
+               "embed embed; norm f>f; linear qkv.0 f>f; rope f>x; kv_write f>f; attend f>f; "
+               "linear o.0 f>x; norm f>f; linear gate_up.0 f>f; swiglu f>f; linear down.0 f>x; "
+               "gather; norm f>x; linear embed f>f");
+    assert_ops((struct sq_fake_options){.gated = true,
+                                        .scheme = SQ_SCHEME_W8A8_STATIC,
+                                        .int8_attention = true},
+               "embed embed; norm f>q; linear qkv.0 q>f; rope f>q; kv_write q>q; attend q>q; "
+               "linear o.0 q>x; norm f>q; linear gate_up.0 q>f; swiglu f>q static; linear down.0 "
+               "q>x; gather; norm f>x; linear embed f>f");
+    assert_ops((struct sq_fake_options){.gated = true, .scheme = SQ_SCHEME_W8A8_STATIC},
+               "embed embed; norm f>q; linear qkv.0 q>f; rope f>x; kv_write f>f; attend f>f; quant "
+               "static; linear o.0 q>x; norm f>q; linear gate_up.0 q>f; swiglu f>q static; linear "
+               "down.0 q>x; gather; norm f>x; linear embed f>f");
+    assert_ops((struct sq_fake_options){.gated = true, .scheme = SQ_SCHEME_W8A8_DYNAMIC},
+               "embed embed; norm f>f; quant rows; linear qkv.0 q>f; rope f>x; kv_write f>f; "
+               "attend f>f; quant rows; linear o.0 q>x; norm f>f; quant rows; linear gate_up.0 "
+               "q>f; swiglu f>q rows; linear down.0 q>x; gather; norm f>x; linear embed f>f");
+}
+
 /* The fake's observe adds the number of rows it was shown to every channel. */
 static void calibration_sees_every_site(void **state)
 {
     (void)state;
     struct sq_fake_options o = {.eos = -1, .n_layers = 2};
-    const size_t sizes[SQ_N_SITES] = {16, 16, 16, 64, 48};
-    for (int skip = 0; skip < 2; skip++)
-        for (int pos0 = 0; pos0 < 2; pos0++) {
-            struct sq_model *m = sq_fake_model_new(&o);
-            float absmax[2 * SQ_N_SITES][65] = {{0}}, *rows[2 * SQ_N_SITES];
-            for (int i = 0; i < 2 * SQ_N_SITES; i++)
-                rows[i] = absmax[i];
-            struct sq_observer obs = {.absmax = rows, .skip_first = skip};
-            step_of_three(m, &obs, pos0, 0);
-            for (int i = 0; i < 2 * SQ_N_SITES; i++)
-                for (size_t c = 0; c < 65; c++)
-                    assert_true(
-                        absmax[i][c] ==
-                        (c < sizes[i % SQ_N_SITES] ? skip && pos0 == 0 ? 2.0f : 3.0f : 0.0f));
-            sq_fake_model_free(m);
-        }
+    const size_t sizes[2][SQ_N_SITES] = {{16, 16, 16, 64, 48}, {16, 16, 16, 64, 32}};
+    for (int gated = 0; gated < 2; gated++)
+        for (int skip = 0; skip < 2; skip++)
+            for (int pos0 = 0; pos0 < 2; pos0++) {
+                o.gated = gated;
+                struct sq_model *m = sq_fake_model_new(&o);
+                float absmax[2 * SQ_N_SITES][65] = {{0}}, *rows[2 * SQ_N_SITES];
+                for (int i = 0; i < 2 * SQ_N_SITES; i++)
+                    rows[i] = absmax[i];
+                struct sq_observer obs = {.absmax = rows, .skip_first = skip};
+                step_of_three(m, &obs, pos0, 0);
+                for (int i = 0; i < 2 * SQ_N_SITES; i++)
+                    for (size_t c = 0; c < 65; c++)
+                        assert_true(absmax[i][c] == (c < sizes[gated][i % SQ_N_SITES]
+                                                         ? skip && pos0 == 0 ? 2.0f : 3.0f
+                                                         : 0.0f));
+                sq_fake_model_free(m);
+            }
 }
 
 static void the_first_error_stops_the_pass(void **state)
 {
     (void)state;
     struct sq_fake_options o = {.eos = -1, .n_layers = 1};
-    for (uint64_t k = 1; k <= 12; k++) {
+    for (uint64_t k = 1; k <= 26; k++) {
+        o.gated = k > 12;
         struct sq_model *m = sq_fake_model_new(&o);
         struct sq_fake_counts c;
-        sq_fake_fail_at(m->be, k);
+        const uint64_t at = o.gated ? k - 12 : k;
+        sq_fake_fail_at(m->be, at);
         step_of_three(m, NULL, 0, -SQ_E_DEVICE);
         sq_fake_counts(m->be, &c);
-        assert_int_equal(c.n_ops, k);
+        assert_int_equal(c.n_ops, at);
         sq_fake_model_free(m);
     }
 }
@@ -176,8 +203,38 @@ struct cpu_rig {
     struct sq_runner *r;
 };
 
-static struct sq_config tiny_config(enum sq_scheme scheme, bool post_norm)
+enum shape { PRE_NORM, POST_NORM, LLAMA };
+
+static struct sq_config tiny_llama(enum sq_scheme scheme)
 {
+    return (struct sq_config){
+        .family = sq_family_find("llama"),
+        .n_layers = 2,
+        .hidden = 64,
+        .ffn = 104,
+        .n_heads = 4,
+        .n_kv_heads = 2,
+        .head_dim = 20,
+        .vocab = VOCAB,
+        .max_positions = CONTEXT,
+        .embed_dim = 64,
+        .norm_eps = 1e-5f,
+        .pre_norm = true,
+        .final_norm = true,
+        .norm_affine = true,
+        .rope = {.theta = 10000, .factor = 1},
+        .dtype = SQ_BF16,
+        .scheme = scheme,
+        .bos = 2,
+        .pad = -1,
+    };
+}
+
+static struct sq_config tiny_config(enum sq_scheme scheme, enum shape shape)
+{
+    const bool post_norm = shape == POST_NORM;
+    if (shape == LLAMA)
+        return tiny_llama(scheme);
     return (struct sq_config){
         .family = sq_family_find("opt"),
         .n_layers = 2,
@@ -193,7 +250,8 @@ static struct sq_config tiny_config(enum sq_scheme scheme, bool post_norm)
         .pre_norm = !post_norm,
         .final_norm = !post_norm,
         .tied = true,
-        .linear_bias = true,
+        .attn_bias = true,
+        .ffn_bias = true,
         .norm_affine = true,
         .dtype = SQ_F32,
         .scheme = scheme,
@@ -204,11 +262,11 @@ static struct sq_config tiny_config(enum sq_scheme scheme, bool post_norm)
     };
 }
 
-static void cpu_open(struct cpu_rig *t, enum sq_scheme scheme, bool post_norm, const char *variant,
-                     int n_threads)
+static void cpu_open(struct cpu_rig *t, enum sq_scheme scheme, enum shape shape,
+                     const char *variant, int n_threads)
 {
     struct sq_err err = {0};
-    struct sq_config c = tiny_config(scheme, post_norm);
+    struct sq_config c = tiny_config(scheme, shape);
     struct sq_cpu_options co = {.n_threads = n_threads, .variant = variant};
     struct sq_load_options lo = {.head = SQ_HEAD_KEEP};
     struct sq_runner_options ro = {
@@ -299,11 +357,12 @@ static void check_chunks(struct cpu_rig *t, const struct seq *want, size_t skip)
     }
 }
 
-static void check_scheme(enum sq_scheme scheme, bool post_norm)
+static void check_scheme(enum sq_scheme scheme, enum shape shape)
 {
     struct cpu_rig t;
     static struct seq alone[N_SEQS];
-    cpu_open(&t, scheme, post_norm, NULL, 1);
+    cpu_open(&t, scheme, shape, NULL, 1);
+    assert_int_equal(t.m->int8_attention, scheme == SQ_SCHEME_W8A8_STATIC);
     make_seqs(alone);
     for (int i = 0; i < N_SEQS; i++)
         while (step(&t, &alone[i], 1, CONTEXT))
@@ -313,7 +372,7 @@ static void check_scheme(enum sq_scheme scheme, bool post_norm)
     cpu_close(&t);
     for (const char *const *v = sq_cpu_variant_names(); *v; v++)
         for (int threads = 1; threads <= 2; threads++) {
-            cpu_open(&t, scheme, post_norm, *v, threads);
+            cpu_open(&t, scheme, shape, *v, threads);
             /* hundreds of tiny steps on two threads take long on a busy machine, and show no more
              */
             check_chunks(&t, alone, threads > 1);
@@ -324,25 +383,33 @@ static void check_scheme(enum sq_scheme scheme, bool post_norm)
 static void chunks_and_company_change_no_bit_float(void **state)
 {
     (void)state;
-    check_scheme(SQ_SCHEME_FLOAT, false);
+    check_scheme(SQ_SCHEME_FLOAT, PRE_NORM);
 }
 
 static void chunks_and_company_change_no_bit_static(void **state)
 {
     (void)state;
-    check_scheme(SQ_SCHEME_W8A8_STATIC, false);
+    check_scheme(SQ_SCHEME_W8A8_STATIC, PRE_NORM);
 }
 
 static void chunks_and_company_change_no_bit_dynamic(void **state)
 {
     (void)state;
-    check_scheme(SQ_SCHEME_W8A8_DYNAMIC, false);
+    check_scheme(SQ_SCHEME_W8A8_DYNAMIC, PRE_NORM);
 }
 
 static void chunks_and_company_change_no_bit_post_norm(void **state)
 {
     (void)state;
-    check_scheme(SQ_SCHEME_FLOAT, true);
+    check_scheme(SQ_SCHEME_FLOAT, POST_NORM);
+}
+
+static void chunks_and_company_change_no_bit_llama(void **state)
+{
+    (void)state;
+    check_scheme(SQ_SCHEME_FLOAT, LLAMA);
+    check_scheme(SQ_SCHEME_W8A8_STATIC, LLAMA);
+    check_scheme(SQ_SCHEME_W8A8_DYNAMIC, LLAMA);
 }
 
 /* Equal tokens at different positions must differ: with project_in the position's part has its own
@@ -350,12 +417,12 @@ static void chunks_and_company_change_no_bit_post_norm(void **state)
 static void positions_count(void **state)
 {
     (void)state;
-    for (int post_norm = 0; post_norm < 2; post_norm++) {
+    for (enum shape shape = PRE_NORM; shape <= POST_NORM; shape++) {
         struct cpu_rig t;
         struct seq s[2] = {{.n = 1}, {.n = 2}};
         s[1].ids[0] = s[0].ids[0] = s[1].ids[1] = 9;
         s[1].blocks[0] = 1;
-        cpu_open(&t, SQ_SCHEME_FLOAT, post_norm, NULL, 1);
+        cpu_open(&t, SQ_SCHEME_FLOAT, shape, NULL, 1);
         assert_true(step(&t, s, 2, 2));
         assert_memory_not_equal(s[0].logits, s[1].logits, sizeof s[0].logits);
         cpu_close(&t);
@@ -367,6 +434,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ops_of_every_scheme),
         cmocka_unit_test(ops_of_post_norm_models),
+        cmocka_unit_test(ops_of_gated_models),
         cmocka_unit_test(calibration_sees_every_site),
         cmocka_unit_test(the_first_error_stops_the_pass),
         cmocka_unit_test(out_of_memory_is_told),
@@ -374,6 +442,7 @@ int main(void)
         cmocka_unit_test(chunks_and_company_change_no_bit_static),
         cmocka_unit_test(chunks_and_company_change_no_bit_dynamic),
         cmocka_unit_test(chunks_and_company_change_no_bit_post_norm),
+        cmocka_unit_test(chunks_and_company_change_no_bit_llama),
         cmocka_unit_test(positions_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -133,7 +133,7 @@ static void test_no_bias_no_affine(void **state)
     (void)state;
     struct sq_load_fixture f;
     struct sq_config c = sq_load_config(SQ_SCHEME_W8A8_STATIC);
-    c.linear_bias = c.norm_affine = false;
+    c.attn_bias = c.ffn_bias = c.norm_affine = false;
     sq_load_init(&f, &c);
     sq_load_must(&f, NULL);
     const struct sq_layer *l = f.m->layers;
@@ -423,6 +423,10 @@ static void test_committed_models(void **state)
         "tests/golden/logits/postnorm-f16",
         "tests/golden/logits/sharded-bf16",
         "tests/golden/logits/untied-nobias-f16",
+        "tests/golden/logits/llama-d16-f32",
+        "tests/golden/logits/llama-d64-tied-bf16",
+        "tests/golden/logits/llama-scaled-f16",
+        "tests/golden/logits/llama-linear-bias-f16",
         "tests/models/demo-opt",
     };
     for (size_t i = 0; i < SQ_ARRAY_LEN(dirs); i++) {
@@ -441,7 +445,7 @@ static void test_committed_models(void **state)
         assert_true(m->fingerprint == d->digest && m->fingerprint);
         sq_model_free(m);
         sq_model_dir_close(d);
-        assert_true(be.n_linears == 0 && be.n_norms == 0);
+        assert_true(be.n_linears == 0 && be.n_norms == 0 && be.n_ropes == 0);
     }
 }
 

@@ -223,7 +223,7 @@ static const struct bad {
     {SQ_SCHEME_W8A8_DYNAMIC, scale_zero, SQ_E_FORMAT, "Q4: scale 7 is zero"},
     {SQ_SCHEME_W8A8_STATIC, step_zero, SQ_E_FORMAT, "'" L1 "fc2.input_scale': Q4: scale 0 is zero"},
     {SQ_SCHEME_W8A8_STATIC, step_huge, SQ_E_FORMAT, "layer 0: Q3: the steps of q 1e+38"},
-    {SQ_SCHEME_W8A8_STATIC, steps_differ, SQ_E_NOTSUP, "layer 1: q_proj, k_proj and v_proj have"},
+    {SQ_SCHEME_W8A8_STATIC, steps_differ, SQ_E_NOTSUP, "layer 1: q_proj and k_proj have"},
     {SQ_SCHEME_W8A8_STATIC, step_missing, SQ_E_FORMAT, "C4: 5 of 6 output scales of q, k, v"},
     {SQ_SCHEME_W8A8_STATIC, zero_point, SQ_E_NOTSUP, "Q5: zero point 23 is 3"},
     {SQ_SCHEME_W8A8_STATIC, input_zero_point, SQ_E_NOTSUP, "Q5: zero point 0 is -5"},

@@ -323,10 +323,67 @@ static void test_directory(void **state)
     job_done(&j);
 }
 
+#define N_IDS 60
+#define MAX_LOGITS (N_IDS * 512)
+
+struct logits {
+    float v[MAX_LOGITS];
+    size_t n;
+};
+
+static int keep_logits(void *ctx, int pos0, int n_rows, const float *logits, struct sq_err *err)
+{
+    struct logits *l = ctx;
+    size_t vocab = l->n; /* of one row, as the caller left it there */
+    (void)err;
+    assert_true((size_t)(pos0 + n_rows) * vocab <= MAX_LOGITS);
+    memcpy(l->v + (size_t)pos0 * vocab, logits, (size_t)n_rows * vocab * sizeof *logits);
+    return 0;
+}
+
+static void run_model(const char *dir, struct sq_backend *be, struct logits *ret)
+{
+    struct sq_model_dir *d = NULL;
+    struct sq_model *m = NULL;
+    struct sq_player p;
+    struct sq_err err = {0};
+    int32_t ids[N_IDS];
+    for (int i = 0; i < N_IDS; i++)
+        ids[i] = i ? 4 + i * i * 7 % 250 : 2;
+    assert_int_equal(sq_model_dir_open(dir, &d, &err), 0);
+    struct sq_load_options o = {.prefix = d->prefix};
+    assert_int_equal(sq_model_load(d->source, &d->config, be, &o, &m, &err), 0);
+    assert_int_equal(sq_player_init(&p, m, N_IDS, &err), 0);
+    ret->n = (size_t)d->config.vocab;
+    assert_int_equal(sq_player_run(&p, ids, N_IDS, NULL, 0, keep_logits, ret, &err), 0);
+    ret->n *= N_IDS;
+    sq_player_done(&p);
+    sq_model_free(m);
+    sq_model_dir_close(d);
+}
+
+/* Int8 from end to end computes about what the float model does: a wrong scale, pair or rotation anywhere does not. */
+static void check_close(const char *model, const char *quantised, struct sq_backend *be)
+{
+    static struct logits a, b;
+    double ab = 0, aa = 0, bb = 0;
+    run_model(model, be, &a);
+    run_model(quantised, be, &b);
+    for (size_t i = 0; i < a.n; i++) {
+        ab += (double)a.v[i] * (double)b.v[i];
+        aa += (double)a.v[i] * (double)a.v[i];
+        bb += (double)b.v[i] * (double)b.v[i];
+    }
+    print_message("    correlation %.5f\n", ab / sqrt(aa * bb));
+    if (!(ab / sqrt(aa * bb) > 0.97))
+        fail_msg("logits correlate by %g only", ab / sqrt(aa * bb));
+}
+
 static void test_other_shapes(void **state)
 {
-    static const char *const names[] = {"hd80-f16", "postnorm-f16", "sharded-bf16",
-                                        "untied-nobias-f16"};
+    static const char *const names[] = {
+        "hd80-f16",      "postnorm-f16",        "sharded-bf16",     "untied-nobias-f16",
+        "llama-d16-f32", "llama-d64-tied-bf16", "llama-scaled-f16", "llama-linear-bias-f16"};
     (void)state;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         struct job j;
@@ -352,6 +409,15 @@ static void test_other_shapes(void **state)
             char *config = slurp(j.out, "config.json", &n);
             assert_non_null(strstr(config, "\"model.decoder.project_in\""));
             sq_free(config);
+        }
+        print_message("%s\n", names[i]);
+        check_close(model, j.out, j.be);
+        if (strncmp(names[i], "llama", 5) == 0) {
+            assert_int_equal(j.report.folds[1].state, SQ_FOLD_APPLIED);
+            assert_string_equal(j.report.folds[1].what,
+                                "post_attention_layernorm -> gate_proj, up_proj");
+            assert_int_equal(j.report.folds[2].state, SQ_FOLD_APPLIED);
+            assert_int_equal(j.report.folds[3].state, SQ_FOLD_APPLIED);
         }
         remove_out(&j);
         sq_files_rmdir(sq_strdup(model));

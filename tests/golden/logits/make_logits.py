@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the golden vectors of the float path: tiny random OPT models and what transformers computes with them in float32.
+"""Makes the golden vectors of the float path: tiny random models and what transformers computes with them in float32.
 
 Each case is an ordinary Hugging Face directory plus logits.bin (little-endian; all integers s32):
   "SQGL", 1, n_prompts, vocab, then for every prompt
   n_ids, ids[n_ids], n_rows, positions[n_rows], logits f32 [n_rows, vocab], n_greedy, greedy ids[n_greedy].
 """
 import argparse
+import json
 import shutil
 import struct
 import sys
@@ -15,9 +16,9 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-# name: config keys, stored dtype, shard size in bytes (None: one file), lengths of the prompts
+# Those whose name begins with "llama" are LLaMA models. name: config keys, stored dtype, shard size in bytes (None: one file), lengths of the prompts
 CASES = {
     "hd64-f32": (dict(hidden_size=64, num_attention_heads=1, ffn_dim=128, num_hidden_layers=2, vocab_size=300,
                       max_position_embeddings=128), torch.float32, None, (1, 9, 33)),
@@ -33,7 +34,24 @@ CASES = {
     "untied-nobias-f16": (dict(hidden_size=64, num_attention_heads=1, ffn_dim=96, num_hidden_layers=2, vocab_size=260,
                                max_position_embeddings=64, tie_word_embeddings=False, enable_bias=False,
                                layer_norm_elementwise_affine=False), torch.float16, None, (1, 5, 20)),
+    "llama-d16-f32": (dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=112,
+                           num_hidden_layers=2, vocab_size=300, max_position_embeddings=128, rms_norm_eps=1e-5,
+                           rope_parameters=dict(rope_type="default", rope_theta=10000.0)), torch.float32, None, (1, 9, 100)),
+    "llama-d64-tied-bf16": (dict(hidden_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=64, intermediate_size=130,
+                                 num_hidden_layers=2, vocab_size=288, max_position_embeddings=320, tie_word_embeddings=True,
+                                 rope_parameters=dict(rope_type="default", rope_theta=500000.0)),
+                            torch.bfloat16, None, (1, 17, 280)),
+    "llama-scaled-f16": (dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=1, intermediate_size=96,
+                              num_hidden_layers=2, vocab_size=261, max_position_embeddings=512, rms_norm_eps=1e-5,
+                              rope_parameters=dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0,
+                                                   high_freq_factor=4.0, original_max_position_embeddings=64)),
+                         torch.float16, None, (2, 40, 300)),
+    "llama-linear-bias-f16": (dict(hidden_size=64, num_attention_heads=2, intermediate_size=80, num_hidden_layers=2, vocab_size=264,
+                                   max_position_embeddings=128, attention_bias=True, mlp_bias=True,
+                                   rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)),
+                              torch.float16, None, (3, 20, 90)),
 }
+OLD_KEYS = ("llama-scaled-f16", "llama-linear-bias-f16")  # their config.json is written as transformers 4 did
 N_GREEDY = 16
 ROWS_KEPT = 4  # of each prompt: its first and its last rows
 MARGIN = 4e-3  # of the logits' range, between the first and the second choice: a greedy path that 1e-3 cannot change
@@ -98,18 +116,33 @@ def write_tokenizer(path, vocab_size):
     tok.save(str(path))
 
 
+def write_old_keys(path):
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["torch_dtype"] = config.pop("dtype")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def make(name, root, seed):
     keys, dtype, shard, lengths = CASES[name]
     out = root / name
     shutil.rmtree(out, ignore_errors=True)
-    config = OPTConfig(**keys, activation_function="relu", dropout=0.0, bos_token_id=2, eos_token_id=2, pad_token_id=1)
+    if name.startswith("llama"):
+        kind, config = LlamaForCausalLM, LlamaConfig(**keys, bos_token_id=2, eos_token_id=2, pad_token_id=1)
+    else:
+        kind, config = OPTForCausalLM, OPTConfig(**keys, activation_function="relu", dropout=0.0, bos_token_id=2,
+                                                 eos_token_id=2, pad_token_id=1)
     gen = torch.Generator().manual_seed(seed)
-    model = OPTForCausalLM(config).eval()
+    model = kind(config).eval()
     randomize(model, gen)
     if config.tie_word_embeddings:
         model.tie_weights()
     model.to(dtype).save_pretrained(out, **({"max_shard_size": shard} if shard else {}))
-    model = OPTForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").eval()
+    if name in OLD_KEYS:
+        write_old_keys(out / "config.json")
+    model = kind.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").eval()
     prompts = [[2] + torch.randint(4, keys["vocab_size"], (n - 1,), generator=gen).tolist() for n in lengths]
     results = run(model, prompts)
     if results is None:
