@@ -33,7 +33,12 @@ struct sq_gpu_step {
     const int4 *
         tiles; /* [n_tiles] x first row, y rows (<= SQ_GPU_TILE_ROWS), z sequence, w position of the first row */
 };
-#define SQ_GPU_TILE_ROWS 64 /* rows of one sequence that a block of the prefill kernel takes */
+#define SQ_GPU_TILE_ROWS 128 /* rows of one sequence that a block of the prefill kernel takes */
+
+/* --- code.cu --- */
+
+/* cudaErrorNoKernelImageForDevice where this build has nothing that the current device can run. */
+cudaError_t sq_gpu_has_code(void);
 
 /* --- rows.cu --- */
 
@@ -120,10 +125,14 @@ struct sq_gpu_gemm {
     const float *norm_x; /* [n_rows, norm->dim] */
     int32_t *acc_y;      /* SQ_EPI_ACC: [n_rows, n_out] */
     void *
-        work; /* sq_gpu_gemm_small_work() bytes, zeroed once at the start of the program; the kernel leaves it zeroed */
+        work; /* sq_gpu_gemm_small_work() bytes, zeroed once at the start of the program; the kernel leaves it zeroed. NULL: k is never split */
+    /* The kernel before it on the stream may still be running when this one starts and loads its weights (sm_90 and later; results are the
+     * same): then weights and constants must have been there before that one. */
+    bool overlap;
 };
 #define SQ_GPU_NORM_ROWS 4
 size_t sq_gpu_gemm_small_work(void);
+/* cudaErrorInvalidConfiguration: a norm of more than 12288 columns on a device of little shared memory. norm->beta_q may be NULL: zeros. */
 cudaError_t sq_gpu_gemm_small(cudaStream_t st, const struct sq_gpu_gemm *g);
 
 /* --- kv.cu, attn_s8.cu, attn_f32.cu --- */

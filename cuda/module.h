@@ -30,8 +30,24 @@ struct sq_gpu_probe {
 /* What was and will be taken of the device's memory, for the budget print; sums of the sizes asked from cudaMalloc. */
 struct sq_gpu_budget {
     size_t weight_bytes, kv_bytes, activation_bytes, workspace_bytes;
+    size_t held_bytes; /* what the device gives for them: each rounded up to its pages */
     size_t n_allocs;
 };
+
+/* What the device reaches at its best, measured; the yardsticks of `sqd bench --roof`. */
+struct sq_gpu_ceilings {
+    double read_bytes_per_s, int8_ops_per_s, f16_ops_per_s; /* a multiply-add is two operations */
+};
+
+/* Which way a matmul of few rows goes; times are 0 where nothing was timed. */
+struct sq_gpu_choice {
+    const char *name; /* of the first linear of its shape */
+    size_t n_out, n_in;
+    int n_rows;
+    bool own; /* our kernel; else the library */
+    double own_us, library_us;
+};
+typedef void sq_gpu_choice_fn(void *ctx, const struct sq_gpu_choice *choice);
 
 struct sq_gpu_module {
     uint32_t abi, struct_bytes;
@@ -40,6 +56,11 @@ struct sq_gpu_module {
     int (*probe)(struct sq_gpu_probe *ret, struct sq_err *err);
     int (*open)(const struct sq_gpu_options *o, struct sq_backend **ret, struct sq_err *err);
     void (*budget)(struct sq_backend *be, struct sq_gpu_budget *ret);
+    /* Takes 1.5 GiB for about a second and gives them back; between steps. quick: a few MiB, and figures that mean nothing. */
+    int (*ceilings)(struct sq_backend *be, bool quick, struct sq_gpu_ceilings *ret,
+                    struct sq_err *err);
+    /* After reserve: every shape and bucket of rows. */
+    void (*choices)(struct sq_backend *be, sq_gpu_choice_fn *each, void *ctx);
 };
 
 /* The exported function's type: const struct sq_gpu_module *sqd_gpu_module(void). */

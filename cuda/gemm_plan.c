@@ -1,0 +1,142 @@
+#include "cuda/gemm_plan.h"
+
+#include <stdint.h>
+
+#define WARPS_WANTED                                                                               \
+    10 /* enough to keep up with the memory, where a block has that many rows and lines */
+#define STAGES_WANTED 4
+#define LINES_LEAST 4  /* of a slice */
+#define RANGE_LEAST 16 /* rows */
+
+static int div_up(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int most(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+/* Rows are given out in fours: a thread of the epilogue takes four, gate and up stay together. */
+static int range_rows(const struct sq_small_shape *s, const struct sq_small_plan *p)
+{
+    return 4 * div_up(div_up(s->n_out, 4), p->ranges);
+}
+
+static int slice_lines(const struct sq_small_shape *s, const struct sq_small_plan *p)
+{
+    return div_up(div_up(s->k, SQ_SMALL_LINE), p->slices);
+}
+
+static void place_norm(const struct sq_small_shape *s, struct sq_small_plan *p)
+{
+    p->x_stride = slice_lines(s, p) * SQ_SMALL_LINE + 16;
+    p->row_floats = div_up(s->norm_dim, 32) * 32 + 16;
+    const int row_bytes = p->row_floats * (int)sizeof(float);
+    const int room = s->shared_bytes / 8 * 3; /* the rest is the ring's */
+    p->norm_rows = least(most(room / row_bytes, 1), s->n_rows);
+    p->rows_at = p->codes_at + s->n_rows * p->x_stride;
+    p->ring_at = p->rows_at + p->norm_rows * row_bytes;
+}
+
+static int stage_bytes(const struct sq_small_shape *s, const struct sq_small_plan *p)
+{
+    const int rows = p->warps_n * SQ_SMALL_WARP_ROWS + (s->norm_dim ? 0 : s->n_rows);
+    return rows * p->warps_k * SQ_SMALL_LINE;
+}
+
+/* As many warps along k as are of use and leave room for a ring; then its stages. */
+static void place_ring(const struct sq_small_shape *s, struct sq_small_plan *p)
+{
+    const int lines = slice_lines(s, p), room = s->shared_bytes - p->ring_at;
+    for (p->warps_k = 8; p->warps_k > 1; p->warps_k /= 2)
+        if (p->warps_n * p->warps_k <= WARPS_WANTED && p->warps_k <= lines &&
+            STAGES_WANTED * stage_bytes(s, p) <= room)
+            break;
+    p->stage_bytes = stage_bytes(s, p);
+    p->stages = least(room / p->stage_bytes, SQ_SMALL_STAGES);
+    p->stages = most(least(p->stages, div_up(lines, p->warps_k) + 1), 2);
+}
+
+/* The block's shape for given ranges and slices; false if it does not fit. */
+static bool shape_block(const struct sq_small_shape *s, struct sq_small_plan *p)
+{
+    p->warps_n = div_up(range_rows(s, p), SQ_SMALL_WARP_ROWS);
+    if (p->warps_n > (s->n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS))
+        return false;
+    const int rows = p->warps_n * SQ_SMALL_WARP_ROWS;
+    p->codes_at = p->rows_at = p->ring_at = 2 * rows * (int)sizeof(float);
+    if (s->norm_dim)
+        place_norm(s, p);
+    p->ring_at = div_up(p->ring_at, SQ_SMALL_LINE) * SQ_SMALL_LINE;
+    place_ring(s, p);
+    p->sum_stride = rows + 4;
+    const int sums = p->warps_k * s->n_rows * p->sum_stride * (int)sizeof(int32_t);
+    p->shared_bytes = p->ring_at + most(p->stages * p->stage_bytes, sums);
+    return p->shared_bytes <= s->shared_bytes;
+}
+
+static bool plan_fits(const struct sq_small_shape *s, struct sq_small_plan *p)
+{
+    if (!shape_block(s, p))
+        return false;
+    return p->slices == 1 ||
+           (s->may_join && p->ranges <= SQ_SMALL_RANGES &&
+            (int64_t)p->ranges * p->warps_n * SQ_SMALL_WARP_ROWS * s->n_rows <= SQ_SMALL_SUMS);
+}
+
+/* In bytes of memory traffic: bytes that others have read before come from the L2 and cost about a third, an uneven share of the work
+ * costs a part of what it delays, since what is left to load then finds an idle memory. Joining slices costs a few round trips to the L2. */
+static double plan_cost(const struct sq_small_shape *s, const struct sq_small_plan *p)
+{
+    const double cached = 0.36, uneven = 0.3, join_fixed = 3e6;
+    const double weights = (double)s->n_out * s->k, blocks = (double)p->ranges * p->slices;
+    const int waves = div_up(p->ranges * p->slices, s->n_sms);
+    const double longest = (double)range_rows(s, p) * slice_lines(s, p) * SQ_SMALL_LINE;
+    double cost = weights + uneven * (longest * waves * s->n_sms - weights);
+    if (s->norm_dim)
+        cost += cached * s->norm_dim * (4.0 * s->n_rows * blocks + 8.0 * p->ranges);
+    else
+        cost += cached * s->n_rows * p->ranges * s->k;
+    if (p->slices > 1)
+        cost += join_fixed + (double)s->n_rows * s->n_out * (8 + cached * 8 * (p->slices - 1));
+    return cost;
+}
+
+/* Ranges for a number of slices: a block for each multiprocessor, or as many more as let a range fit. */
+static bool plan_ranges(const struct sq_small_shape *s, struct sq_small_plan *p)
+{
+    const int all = div_up(s->n_out, RANGE_LEAST);
+    for (int waves = 1;; waves *= 2) {
+        p->ranges = least(most(s->n_sms * waves / p->slices, 1), all);
+        if (plan_fits(s, p))
+            return true;
+        if (p->ranges == all)
+            return false;
+    }
+}
+
+bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret)
+{
+    const int most_slices = most(div_up(s->k, SQ_SMALL_LINE) / LINES_LEAST, 1);
+    double best = 0;
+    bool found = false;
+    for (int slices = 1; slices <= least(most_slices, s->n_sms); slices++) {
+        struct sq_small_plan p = {.slices = slices};
+        if (!plan_ranges(s, &p))
+            continue;
+        const double cost = plan_cost(s, &p);
+        if (!found || cost < best) {
+            best = cost;
+            *ret = p;
+        }
+        found = true;
+    }
+    return found;
+}

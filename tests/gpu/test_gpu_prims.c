@@ -1,0 +1,131 @@
+/* Each primitive of cuda/prims.cuh against plain C. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/gpu/test_gpu_prims.h"
+
+#define GROUPS 7
+
+static cudaStream_t stream;
+
+static void *device(const void *host, size_t n)
+{
+    void *p;
+    assert_int_equal(cudaMalloc(&p, n), cudaSuccess);
+    if (host)
+        assert_int_equal(cudaMemcpyAsync(p, host, n, cudaMemcpyHostToDevice, stream), cudaSuccess);
+    return p;
+}
+
+static void fetch(void *host, void *dev, size_t n)
+{
+    assert_int_equal(cudaMemcpyAsync(host, dev, n, cudaMemcpyDeviceToHost, stream), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(cudaFree(dev), cudaSuccess);
+}
+
+/* Bytes of a fixed sequence, all values among them. */
+static void fill(uint8_t *p, size_t n)
+{
+    uint32_t s = 12345;
+    for (size_t i = 0; i < n; i++) {
+        s = s * 1664525u + 1013904223u;
+        p[i] = (uint8_t)(s >> 24);
+    }
+}
+
+static void test_ldmatrix(void **state)
+{
+    uint8_t x[512];
+    uint32_t y[6 * 32];
+    (void)state;
+    fill(x, sizeof x);
+    void *dx = device(x, sizeof x), *dy = device(NULL, sizeof y);
+    assert_int_equal(test_prims_ldmatrix(stream, dx, dy), cudaSuccess);
+    fetch(y, dy, sizeof y);
+    for (size_t i = 0; i < 6; i++) {
+        for (size_t l = 0; l < 32; l++) {
+            uint32_t want;
+            memcpy(&want, x + 16 * (i % 4 * 8 + l / 4) + 4 * (l % 4), 4);
+            assert_int_equal(y[32 * i + l], want);
+        }
+    }
+    cudaFree(dx);
+}
+
+static void test_mma(void **state)
+{
+    uint8_t a[16 * 32];
+    int8_t b[8 * 32];
+    int32_t c[16 * 8], y[16 * 8], z[16 * 8];
+    (void)state;
+    fill(a, sizeof a);
+    fill((uint8_t *)b, sizeof b);
+    fill((uint8_t *)c, sizeof c);
+    for (int i = 0; i < 32; i++) { /* the extreme products, too */
+        a[i] = 128;
+        b[i] = INT8_MIN;
+        a[32 + i] = 255;
+    }
+    for (int i = 0; i < 16 * 8; i++)
+        c[i] >>= 4;
+    void *da = device(a, sizeof a), *db = device(b, sizeof b), *dc = device(c, sizeof c);
+    void *dy = device(NULL, sizeof y), *dz = device(NULL, sizeof z);
+    assert_int_equal(test_prims_mma(stream, da, db, dc, dy, dz), cudaSuccess);
+    fetch(y, dy, sizeof y);
+    fetch(z, dz, sizeof z);
+    for (int m = 0; m < 16; m++) {
+        for (int n = 0; n < 8; n++) {
+            int32_t s = c[8 * m + n], u = s;
+            for (int k = 0; k < 32; k++) {
+                s += (int8_t)a[32 * m + k] * b[32 * n + k];
+                u += a[32 * m + k] * b[32 * n + k];
+            }
+            assert_int_equal(y[8 * m + n], s);
+            assert_int_equal(z[8 * m + n], u);
+        }
+    }
+    cudaFree(da);
+    cudaFree(db);
+    cudaFree(dc);
+}
+
+static void test_copy(void **state)
+{
+    uint8_t x[GROUPS * 512], y[GROUPS * 512];
+    (void)state;
+    fill(x, sizeof x);
+    void *dx = device(x, sizeof x), *dy = device(NULL, sizeof y);
+    assert_int_equal(test_prims_copy(stream, dx, GROUPS, dy), cudaSuccess);
+    fetch(y, dy, sizeof y);
+    for (size_t i = 0; i < sizeof x; i++)
+        assert_int_equal(y[i], i / 16 % 2 ? 0 : x[i]);
+    cudaFree(dx);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    return cudaStreamDestroy(stream) != cudaSuccess;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ldmatrix),
+        cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_copy),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
