@@ -19,6 +19,7 @@
 #include "daemon/listen.h"
 #include "daemon/load.h"
 #include "daemon/notify.h"
+#include "daemon/plan.h"
 #include "engine/base/check.h"
 #include "engine/base/log.h"
 #include "engine/base/mem.h"
@@ -101,6 +102,24 @@ static const char *quantization(const struct sq_model *m)
     }
 }
 
+/* Where the device's memory went. */
+static void log_memory(const struct sq_loaded *l)
+{
+    struct sq_memory m;
+    struct sq_device_info d;
+    const double mib = 1048576.0;
+    if (!l->backend.gpu)
+        return;
+    sq_loaded_memory(l, &m);
+    l->backend.be->ops->info(l->backend.be, &d);
+    sq_info("serve",
+            "device memory: weights %.1f, KV cache %.1f, activations %.1f, workspace %.1f, in all "
+            "%.1f MiB in %zu allocations; %.1f of %.1f MiB are free",
+            (double)m.weights / mib, (double)m.kv / mib, (double)m.activations / mib,
+            (double)m.workspace / mib, (double)m.total / mib, m.n_allocs,
+            (double)d.mem_free_bytes / mib, (double)d.mem_total_bytes / mib);
+}
+
 static int serve_loaded(struct app *a, struct sq_err *err)
 {
     struct sq_loaded *l = &a->loaded;
@@ -110,7 +129,8 @@ static int serve_loaded(struct app *a, struct sq_err *err)
     struct sq_engine_stats st;
     sq_engine_stats(l->engine, &st);
     char kernel[200];
-    (void)snprintf(kernel, sizeof kernel, "%s %s", l->device.name, l->device.detail);
+    (void)snprintf(kernel, sizeof kernel, "%s %s", l->backend.device.name,
+                   l->backend.device.detail);
     struct sq_api_model m = {
         .engine = l->engine,
         .tokenizer = l->tokenizer,
@@ -125,7 +145,7 @@ static int serve_loaded(struct app *a, struct sq_err *err)
     rc = sq_api_set_model(a->api, &m, err);
     if (rc)
         return rc;
-    sq_info("serve", "%s", l->backend_why);
+    sq_info("serve", "%s", l->backend.why);
     if (l->dir->note[0])
         sq_warn("serve", "%s", l->dir->note);
     sq_info("serve",
@@ -133,6 +153,7 @@ static int serve_loaded(struct app *a, struct sq_err *err)
             "%d, loaded in %.2f s",
             a->s->model, m.quantization, (double)l->model->weight_bytes / 1048576.0,
             (double)st.kv_bytes / 1048576.0, st.kv_blocks, st.max_context, l->seconds);
+    log_memory(l);
     sq_metric_set(SQ_M_LOAD_SECONDS, l->seconds);
     return 0;
 }
@@ -202,8 +223,8 @@ static void enter_fault(struct app *a)
     a->phase = FAULT;
     sq_error("serve",
              "the device failed: running requests are ended with an error and the process exits "
-             "with code %d",
-             SQ_EXIT_DEVICE);
+             "with code %d: %s",
+             SQ_EXIT_DEVICE, sq_engine_fault_text(a->loaded.engine));
     sq_notify("STATUS=device fault");
     sq_api_set_state(a->api, SQ_API_FAULT);
     uv_timer_start(&a->deadline, on_deadline, FAULT_LINGER_MS, 0);

@@ -31,8 +31,9 @@ struct rig {
 static double layer_params(const struct sq_config *c)
 {
     double qkv = (double)(c->n_heads + 2 * c->n_kv_heads) * c->head_dim * c->hidden;
-    return c->n_layers *
-           (qkv + (double)c->n_heads * c->head_dim * c->hidden + 2.0 * c->hidden * c->ffn);
+    double o = (double)c->n_heads * c->head_dim * c->hidden;
+    double ffn = (c->family->names[SQ_R_GATE] ? 3.0 : 2.0) * c->hidden * c->ffn;
+    return c->n_layers * (qkv + o + ffn);
 }
 
 static double head_params(const struct sq_config *c)

@@ -1,10 +1,10 @@
 /* sqd bench: how close kernels and whole steps come to what the machine can do. */
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "daemon/bench_gpu_cmd.h"
+#include "daemon/bench_shapes.h"
 #include "daemon/bench_steps.h"
 #include "daemon/cmd.h"
 #include "engine/base/check.h"
@@ -16,47 +16,38 @@
 #include "engine/model/checkpoint.h"
 
 #define MAX_THREAD_COUNTS (SQ_ROOF_THREADS_MAX - 1)
-#define MAX_SHAPES 8
-
-struct shape {
-    const char *name;
-    int layers, hidden, ffn, heads;
-};
-static const struct shape known_shapes[] = {
-    {"opt-125m", 12, 768, 3072, 12},
-    {"opt-1.3b", 24, 2048, 8192, 32},
-    {"opt-2.7b", 32, 2560, 10240, 32},
-    {"opt-6.7b", 32, 4096, 16384, 32},
-};
+#define MAX_SHAPES 16
 
 struct bench {
-    bool roof, json, kernels, steps, quick;
+    bool roof, json, kernels, steps, quick, shapes_given;
     const char *config, *variant;
     int threads[MAX_THREAD_COUNTS], n_threads;
-    struct shape shapes[MAX_SHAPES];
+    const char *shapes[MAX_SHAPES]; /* n_shapes */
     int n_shapes, n_samples, n_printed;
+    struct sq_gpu_cmd gpu; /* used with --backend cuda and with --layer */
 };
 
 static void help(FILE *out)
 {
-    fputs("Measures speed as shares of the machine's own peaks, probed in the same run.\n\n"
-          "Usage: sqd bench --roof [OPTIONS]\n\n"
-          "  --roof                INT8 matmul kernels (M = 1, 4, 16, 64, 512) and whole steps "
-          "(prefill 128, decode B = 1, 16, 32)\n"
-          "  --kernels, --steps    only one of the two\n"
-          "  --shapes LIST         shapes of the steps with random weights [opt-125m,opt-1.3b]; "
-          "also opt-2.7b, opt-6.7b\n"
-          "  --config FILE         a config.json as the only shape, with random weights\n"
-          "  --threads LIST        thread counts [1,2]\n"
-          "  --kernel NAME         CPU kernel variant [the best]\n"
-          "  --samples N           paired samples per step figure [9]\n"
-          "  --quick               fewer shapes and samples: to see that it works, not to quote\n"
-          "  --json                one JSON object on stdout\n\n"
-          "Operations: 2 x M x N x K for a matmul; for steps 2 x layer parameters x tokens, and "
-          "the head once (all rows: for each row of the batch).\n"
-          "Shares of M <= 4 and of decode B = 1 are of read bandwidth, the others of the INT8 "
-          "peak.\n",
-          out);
+    fputs(
+        "Measures speed as shares of the machine's own peaks, probed in the same run.\n\n"
+        "Usage: sqd bench --roof [OPTIONS]\n\n"
+        "  --roof                INT8 matmul kernels (M = 1, 4, 16, 64, 512) and whole steps "
+        "(prefill 128, decode B = 1, 16, 32)\n"
+        "  --kernels, --steps    only one of the two\n"
+        "  --shapes LIST         shapes of the steps with random weights [opt-125m,opt-1.3b], of\n"
+        "                        " SQ_SHAPE_NAMES "\n"
+        "  --config FILE         a config.json as the only shape, with random weights\n"
+        "  --threads LIST        thread counts [1,2]\n"
+        "  --kernel NAME         CPU kernel variant [the best]\n"
+        "  --samples N           paired samples per step figure [9]\n"
+        "  --quick               fewer shapes and samples: to see that it works, not to quote\n"
+        "  --json                one JSON object on stdout\n\n"
+        "Operations: 2 x M x N x K for a matmul; for steps 2 x layer parameters x tokens, and "
+        "the head once (all rows: for each row of the batch).\n"
+        "Shares of M <= 4 and of decode B = 1 are of read bandwidth, the others of the INT8 "
+        "peak.\n\n" SQ_GPU_HELP,
+        out);
 }
 
 static int parse_threads(struct bench *b, char *list)
@@ -76,15 +67,15 @@ static int parse_threads(struct bench *b, char *list)
 static int parse_shapes(struct bench *b, char *list)
 {
     b->n_shapes = 0;
+    b->shapes_given = true;
     for (char *save, *t = strtok_r(list, ",", &save); t; t = strtok_r(NULL, ",", &save)) {
-        size_t i = 0;
-        while (i < SQ_ARRAY_LEN(known_shapes) && strcmp(known_shapes[i].name, t) != 0)
-            i++;
-        if (i == SQ_ARRAY_LEN(known_shapes) || b->n_shapes == MAX_SHAPES)
-            return sq_cmd_usage(
-                "bench",
-                "--shapes: unknown shape '%s'; known: opt-125m, opt-1.3b, opt-2.7b, opt-6.7b", t);
-        b->shapes[b->n_shapes++] = known_shapes[i];
+        struct sq_config unused;
+        struct sq_err err;
+        if (sq_shape_config(t, &unused, &err))
+            return sq_cmd_usage("bench", "--shapes: %s", err.msg);
+        if (b->n_shapes == MAX_SHAPES)
+            return sq_cmd_usage("bench", "--shapes: at most %d", MAX_SHAPES);
+        b->shapes[b->n_shapes++] = t;
     }
     return 0;
 }
@@ -106,19 +97,13 @@ static int parse(struct bench *b, int argc, char **argv)
         HELP
     };
     static const struct option options[] = {
-        {"roof", 0, NULL, ROOF},
-        {"kernels", 0, NULL, KERNELS},
-        {"steps", 0, NULL, STEPS},
-        {"shapes", 1, NULL, SHAPES},
-        {"config", 1, NULL, CONFIG},
-        {"random-weights", 0, NULL, RANDOM},
-        {"threads", 1, NULL, THREADS},
-        {"kernel", 1, NULL, KERNEL},
-        {"samples", 1, NULL, SAMPLES},
-        {"quick", 0, NULL, QUICK},
-        {"json", 0, NULL, JSON},
-        {"help", 0, NULL, HELP},
-        {0},
+        {"roof", 0, NULL, ROOF},       {"kernels", 0, NULL, KERNELS},
+        {"steps", 0, NULL, STEPS},     {"shapes", 1, NULL, SHAPES},
+        {"config", 1, NULL, CONFIG},   {"random-weights", 0, NULL, RANDOM},
+        {"threads", 1, NULL, THREADS}, {"kernel", 1, NULL, KERNEL},
+        {"samples", 1, NULL, SAMPLES}, {"quick", 0, NULL, QUICK},
+        {"json", 0, NULL, JSON},       SQ_GPU_OPTIONS,
+        {"help", 0, NULL, HELP},       {0},
     };
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
@@ -165,6 +150,10 @@ static int parse(struct bench *b, int argc, char **argv)
             help(stdout);
             return -1;
         default:
+            if (c >= SQ_GPU_OPT) {
+                rc = sq_gpu_cmd_option(&b->gpu, c, optarg);
+                break;
+            }
             return sq_cmd_usage("bench", "unknown option or missing value near '%s'",
                                 argv[optind - 1]);
         }
@@ -173,7 +162,7 @@ static int parse(struct bench *b, int argc, char **argv)
     }
     if (optind < argc)
         return sq_cmd_usage("bench", "unexpected argument '%s'", argv[optind]);
-    if (!b->roof)
+    if (!b->roof && !b->gpu.layer)
         return sq_cmd_usage("bench", "nothing to do: give --roof");
     if (!b->kernels && !b->steps)
         return sq_cmd_usage("bench", "--kernels and --steps exclude each other");
@@ -226,37 +215,6 @@ static int run_kernels(struct bench *b, struct sq_err *err)
     return sq_roof_run(&o, print_kernel, b, err);
 }
 
-static int shape_config(const struct shape *s, struct sq_config *ret, struct sq_err *err)
-{
-    char json[512];
-    int n = snprintf(
-        json, sizeof json,
-        "{\"model_type\": \"opt\", \"architectures\": [\"OPTForCausalLM\"], \"num_hidden_layers\": "
-        "%d, \"hidden_size\": %d, \"ffn_dim\": %d, "
-        "\"num_attention_heads\": %d, \"word_embed_proj_dim\": %d, \"vocab_size\": 50272, "
-        "\"max_position_embeddings\": 2048, "
-        "\"do_layer_norm_before\": true, \"activation_function\": \"relu\", \"torch_dtype\": "
-        "\"float16\", \"bos_token_id\": 2, \"eos_token_id\": 2, \"pad_token_id\": 1}",
-        s->layers, s->hidden, s->ffn, s->heads, s->hidden);
-    return sq_config_parse(json, (size_t)n, s->name, ret, err);
-}
-
-static int file_config(const char *path, struct sq_config *ret, struct sq_err *err)
-{
-    const size_t max = 1 << 20; /* config.h's own limit */
-    SQ_AUTO_FREE char *json = sq_malloc(max);
-    if (!json)
-        return sq_fail(err, SQ_E_NOMEM, "out of memory");
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return sq_fail(err, SQ_E_NOTFOUND, "%s: cannot be opened", path);
-    ssize_t n = read(fd, json, max);
-    close(fd);
-    if (n <= 0)
-        return sq_fail(err, SQ_E_IO, "%s: cannot be read", path);
-    return sq_config_parse(json, (size_t)n, path, ret, err);
-}
-
 static int run_shape(struct bench *b, const char *name, struct sq_config *config,
                      struct sq_err *err)
 {
@@ -282,15 +240,28 @@ static int run_steps(struct bench *b, struct sq_err *err)
     int rc = 0;
     b->n_printed = 0;
     if (b->config) {
-        rc = file_config(b->config, &config, err);
+        rc = sq_shape_file(b->config, &config, err);
         return rc ? rc : run_shape(b, "config", &config, err);
     }
     for (int i = 0; i < b->n_shapes && !rc; i++) {
-        rc = shape_config(&b->shapes[i], &config, err);
+        rc = sq_shape_config(b->shapes[i], &config, err);
         if (!rc)
-            rc = run_shape(b, b->shapes[i].name, &config, err);
+            rc = run_shape(b, b->shapes[i], &config, err);
     }
     return rc;
+}
+
+static int run_gpu(const struct bench *b)
+{
+    struct sq_gpu_cmd c = b->gpu;
+    c.shapes = b->shapes;
+    c.n_shapes = b->shapes_given ? b->n_shapes : 0;
+    c.config = b->config;
+    c.n_samples = b->n_samples;
+    c.n_threads = b->threads[0];
+    c.quick = b->quick;
+    c.json = b->json;
+    return sq_gpu_cmd_run(&c);
 }
 
 int sq_cmd_bench(int argc, char **argv)
@@ -300,11 +271,14 @@ int sq_cmd_bench(int argc, char **argv)
                       .threads = {1, 2},
                       .n_threads = 2,
                       .n_samples = 9,
-                      .shapes = {known_shapes[0], known_shapes[1]},
-                      .n_shapes = 2};
+                      .shapes = {"opt-125m", "opt-1.3b"},
+                      .n_shapes = 2,
+                      .gpu = {.n_layers = -1}};
     int code = parse(&b, argc, argv);
     if (code)
         return code < 0 ? SQ_EXIT_OK : code;
+    if (b.gpu.cuda || b.gpu.layer)
+        return run_gpu(&b);
     struct sq_err err = {0};
     const char *best = b.variant ? b.variant : sq_cpu_variant_names()[0];
     int rc = 0;

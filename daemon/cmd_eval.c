@@ -8,7 +8,6 @@
 #include "daemon/cmd_progress.h"
 #include "daemon/cmd_smooth.h"
 #include "engine/base/num.h"
-#include "engine/cpu/backend_cpu.h"
 #include "engine/smooth/report.h"
 
 static const char help_text[] =
@@ -24,7 +23,8 @@ static const char help_text[] =
     "  --head keep|int8    output head as stored (default) or INT8 per channel\n"
     "  --alpha, --folds, --weights, --calibration, --passages, --keep-first\n"
     "                      as for `sqd quantize`, for the schemes o1 and o3\n"
-    "  --threads N         default: all processors\n"
+    "  --backend B         auto (default: a GPU, else the CPU), cpu or cuda\n"
+    "  --threads N         of the CPU; default: all processors\n"
     "  --json              print the figures as JSON\n";
 
 enum { OPT_MODEL = 256, OPT_TEXT, OPT_AGAINST, OPT_SCHEME, OPT_CONTEXT, OPT_HEAD, OPT_JSON };
@@ -44,7 +44,7 @@ static const struct option long_options[] = {
 struct args {
     struct sq_eval_options o;
     const char *against;
-    int n_threads;
+    struct sq_backend_options device;
     bool json;
 };
 
@@ -96,7 +96,7 @@ static int set_option(void *ctx, int opt, const char *value)
         a->json = true;
         return 0;
     default:
-        return sq_cmd_recipe_option("eval", opt, value, &a->o.recipe, &a->n_threads);
+        return sq_cmd_recipe_option("eval", opt, value, &a->o.recipe, &a->device);
     }
 }
 
@@ -113,27 +113,26 @@ static int parse_args(int argc, char **argv, struct args *a)
 
 int sq_cmd_eval(int argc, char **argv)
 {
-    struct args a = {.o.recipe = SQ_CMD_RECIPE_DEFAULT};
+    struct args a = {.o.recipe = SQ_CMD_RECIPE_DEFAULT, .device = SQ_CMD_DEVICE_DEFAULT};
     struct sq_cmd_progress progress;
-    struct sq_backend *be = NULL;
+    struct sq_chosen_backend backend = {0};
     struct sq_eval_result result, against;
     struct sq_err err = {0};
     int rc = parse_args(argc, argv, &a);
     if (rc)
         return rc - 1;
+    rc = sq_cmd_open_backend("eval", &a.device, &backend, &err);
     sq_cmd_progress_init(&progress, "eval");
-    rc = sq_cpu_open(&(struct sq_cpu_options){.n_threads = a.n_threads}, &be, &err);
     if (!rc)
-        rc = sq_evaluate(&a.o, be, &progress.progress, &result, &err);
+        rc = sq_evaluate(&a.o, backend.be, &progress.progress, &result, &err);
     if (!rc && a.against) {
         struct sq_eval_options o = {.model_dir = a.against,
                                     .text = a.o.text,
                                     .recipe = a.o.recipe,
                                     .context = result.context};
-        rc = sq_evaluate(&o, be, &progress.progress, &against, &err);
+        rc = sq_evaluate(&o, backend.be, &progress.progress, &against, &err);
     }
-    if (be)
-        be->ops->close(be);
+    sq_backend_done(&backend);
     sq_cmd_progress_end(&progress);
     if (rc)
         return sq_cmd_fail("eval", &err);

@@ -10,7 +10,6 @@
 #include "daemon/cmd_smooth.h"
 #include "engine/base/num.h"
 #include "engine/base/threads.h"
-#include "engine/cpu/backend_cpu.h"
 #include "engine/smooth/report.h"
 
 static const char help_text[] =
@@ -30,7 +29,8 @@ static const char help_text[] =
     "  --passages N        use at most N passages (default 128), each cut at 512 tokens\n"
     "  --keep-first        count the first token of a passage in the statistics, too\n"
     "  --shard-bytes SIZE  of one safetensors file, e.g. 2GiB (default 4GiB)\n"
-    "  --threads N         default: all processors\n"
+    "  --backend B         auto (default: a GPU, else the CPU), cpu or cuda\n"
+    "  --threads N         of the CPU; default: all processors\n"
     "  --json              print the report as JSON\n";
 
 enum { OPT_MODEL = 256, OPT_OUT, OPT_LEVEL, OPT_SHARD, OPT_JSON };
@@ -47,7 +47,7 @@ static const struct option long_options[] = {
 
 struct args {
     struct sq_quantize_options o;
-    int n_threads;
+    struct sq_backend_options device;
     bool json;
 };
 
@@ -83,7 +83,7 @@ static int set_option(void *ctx, int opt, const char *value)
         a->json = true;
         return 0;
     default:
-        return sq_cmd_recipe_option("quantize", opt, value, &a->o.recipe, &a->n_threads);
+        return sq_cmd_recipe_option("quantize", opt, value, &a->o.recipe, &a->device);
     }
 }
 
@@ -100,21 +100,20 @@ static int parse_args(int argc, char **argv, struct args *a)
 
 int sq_cmd_quantize(int argc, char **argv)
 {
-    struct args a = {.o.recipe = SQ_CMD_RECIPE_DEFAULT};
+    struct args a = {.o.recipe = SQ_CMD_RECIPE_DEFAULT, .device = SQ_CMD_DEVICE_DEFAULT};
     struct sq_cmd_progress progress;
-    struct sq_backend *be = NULL;
+    struct sq_chosen_backend backend = {0};
     struct sq_quantize_report report;
     struct sq_err err = {0};
     int rc = parse_args(argc, argv, &a);
     if (rc)
         return rc - 1;
     uint64_t start = sq_now_ns();
+    rc = sq_cmd_open_backend("quantize", &a.device, &backend, &err);
     sq_cmd_progress_init(&progress, "quantize");
-    rc = sq_cpu_open(&(struct sq_cpu_options){.n_threads = a.n_threads}, &be, &err);
     if (!rc)
-        rc = sq_quantize(&a.o, be, &progress.progress, &report, &err);
-    if (be)
-        be->ops->close(be);
+        rc = sq_quantize(&a.o, backend.be, &progress.progress, &report, &err);
+    sq_backend_done(&backend);
     sq_cmd_progress_end(&progress);
     if (rc)
         return sq_cmd_fail("quantize", &err);

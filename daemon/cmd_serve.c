@@ -4,12 +4,13 @@
 
 #include "daemon/app.h"
 #include "daemon/cmd.h"
+#include "daemon/plan.h"
 #include "daemon/settings.h"
 
 struct args {
     int argc;
     char **argv;
-    bool check, print, sample, help;
+    bool check, print, sample, plan, json, help;
 };
 
 static void help(FILE *out)
@@ -23,7 +24,9 @@ static void help(FILE *out)
         "  --print-config                 print the effective settings with their origins and "
         "exit\n"
         "  --sample-config                print a configuration file with every key at its default "
-        "and exit\n",
+        "and exit\n"
+        "  --plan [--json]                print the memory that a start would take and exit: no "
+        "weights are read, no device is touched\n",
         out);
     sq_settings_help(out);
     fputs("\nSignals: SIGTERM, SIGINT drain and end (a second one ends at once); SIGHUP reloads "
@@ -72,6 +75,10 @@ static int take_own(struct args *a, int i, const char **config)
         a->print = true;
     else if (strcmp(w, "--sample-config") == 0)
         a->sample = true;
+    else if (strcmp(w, "--plan") == 0)
+        a->plan = true;
+    else if (strcmp(w, "--json") == 0)
+        a->json = true;
     else if (strcmp(w, "--config") == 0 && i + 1 < a->argc) {
         *config = a->argv[i + 1];
         return 2;
@@ -128,6 +135,10 @@ int sq_cmd_serve(int argc, char **argv)
         sq_settings_print(&s, stdout);
     else if (a.check)
         fprintf(stderr, "sqd serve: the configuration is fine\n");
+    else if (a.plan)
+        code = sq_plan_print(&s, a.json);
+    else if (a.json)
+        code = sq_cmd_usage("serve", "--json goes with --plan");
     else
         code = sq_app_run(&s, read_settings, &a);
     sq_settings_done(&s);

@@ -42,7 +42,7 @@ static int choice(const char *command, const char *option, const char *value, co
 }
 
 int sq_cmd_recipe_option(const char *command, int opt, const char *value, struct sq_recipe *r,
-                         int *n_threads)
+                         struct sq_backend_options *device)
 {
     bool paper = false;
     int rc;
@@ -64,7 +64,13 @@ int sq_cmd_recipe_option(const char *command, int opt, const char *value, struct
         r->keep_first = true;
         return 0;
     case SQ_OPT_THREADS:
-        return number(command, "threads", value, MAX_THREADS, n_threads);
+        return number(command, "threads", value, MAX_THREADS, &device->n_threads);
+    case SQ_OPT_BACKEND:
+        if (!sq_backend_known(value))
+            return sq_cmd_usage(command, "--backend: expected auto, cpu or cuda, found '%s'",
+                                value);
+        device->backend = value;
+        return 0;
     }
     return sq_cmd_usage(command, "wrong option");
 }
@@ -87,4 +93,13 @@ int sq_cmd_options(const char *command, const char *help_text, const struct opti
     if (optind < argc)
         return sq_cmd_usage(command, "unexpected argument '%s'", argv[optind]) + 1;
     return 0;
+}
+
+int sq_cmd_open_backend(const char *command, const struct sq_backend_options *device,
+                        struct sq_chosen_backend *ret, struct sq_err *err)
+{
+    int rc = sq_backend_choose(device, ret, err);
+    if (!rc)
+        fprintf(stderr, "sqd %s: %s\n", command, ret->why);
+    return rc;
 }

@@ -29,6 +29,8 @@ enum sq_exit sq_exit_code(const struct sq_err *err)
         return SQ_EXIT_NO_INPUT;
     case SQ_E_CONFIG:
         return SQ_EXIT_CONFIG;
+    case SQ_E_UNAVAIL:
+        return SQ_EXIT_UNAVAILABLE;
     case SQ_E_DEVICE:
         return SQ_EXIT_DEVICE;
     case SQ_E_NOMEM:

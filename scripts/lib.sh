@@ -34,14 +34,40 @@ need_venv() {
     fi
 }
 
-# configure DIR OPTIONS...: sets up a build folder once, or brings its options up to date.
+# cuda_root NVCC: where the toolkit of this compiler lies; it may be a link or a wrapper.
+cuda_root() {
+    local top
+    top=$("$1" --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^#. TOP=//p')
+    [ -n "$top" ] && realpath "$top"
+}
+
+# Puts nvcc on the PATH where no CUDA toolkit is installed: the compiler, headers and libraries from PyPI, pinned, into build/.
+need_cuda() {
+    need_packages g++ make util-linux
+    cuda_home=$(cuda_root nvcc || cuda_root /usr/local/cuda/bin/nvcc)
+    [ -z "$cuda_home" ] || return 0
+    local to=$root/build/cuda-toolkit pins=$root/tests/gpu/toolkit.txt
+    if ! cmp -s "$pins" "$to/.done"; then
+        say "fetching a CUDA toolkit"
+        need_packages python3-venv
+        rm -rf "$to"
+        python3 -m venv "$to" &&
+            "$to/bin/pip" install -q --disable-pip-version-check --no-deps -r "$pins" || return 1
+        # what an installed toolkit has and the wheels have not
+        (cd "$to"/lib/python3*/site-packages/nvidia/cu13 && ln -sfn lib lib64 &&
+            for l in libcudart libcublasLt; do ln -sf $l.so.13 lib/$l.so; done) || return 1
+        cp "$pins" "$to/.done"
+    fi
+    cuda_home=$(echo "$to"/lib/python3*/site-packages/nvidia/cu13)
+    export PATH=$cuda_home/bin:$PATH
+}
+
+# configure DIR OPTIONS...: sets up a build folder once, or brings its options up to date; one that does not know them all yet is made anew.
 configure() {
     local dir=$1
     shift
-    if [ -e "$dir/build.ninja" ]; then
-        meson configure "$dir" "$@" >/dev/null
-    else
-        meson setup "$dir" "$root" "$@" >"$dir.log" 2>&1 || { cat "$dir.log" >&2; return 1; }
-        rm -f "$dir.log"
-    fi
+    [ ! -e "$dir/build.ninja" ] || ! meson configure "$dir" "$@" >/dev/null 2>&1 || return 0
+    rm -rf "$dir"
+    meson setup "$dir" "$root" "$@" >"$dir.log" 2>&1 || { cat "$dir.log" >&2; return 1; }
+    rm -f "$dir.log"
 }

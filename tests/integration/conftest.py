@@ -1,6 +1,8 @@
 """Fixtures of the integration tests: the real binary (SQD = its path), the demo model quantised once, and a running server.
 
 SQD_BUILD names the build in reports ("plain", "asan", "tsan"); slow builds get more time through SQD_SLOW.
+SQD_BACKEND=cuda: every server runs on the GPU backend over softgpu, or over CUDA itself with SQD_CUDA_LIBS= (empty); test_gpu_*.py run then only.
+Without it no test meets a GPU, not even one that this machine has.
 """
 import os
 import subprocess
@@ -13,6 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "lib"))
 
 from sqd_process import Sqd  # noqa: E402
+
+SOFTGPU = ROOT / "tests" / "softgpu" / "build"
+ON_CUDA = os.environ.get("SQD_BACKEND") == "cuda"
+collect_ignore_glob = [] if ON_CUDA else ["test_gpu_*.py"]
+if ON_CUDA:
+    os.environ.setdefault("SQD_CUDA_LIBS", str(SOFTGPU))
+else:
+    os.environ["SQD_GPU_MODULE"] = "/nonexistent"
 
 DEMO = ROOT / "tests" / "models" / "demo-opt"
 
@@ -49,7 +59,7 @@ def int8_model(sqd_binary, tmp_path_factory) -> Path:
     if os.environ.get("SQD_MODEL"):
         return Path(os.environ["SQD_MODEL"])
     out = tmp_path_factory.mktemp("models") / "demo-int8"
-    subprocess.run([sqd_binary, "quantize", "--model", DEMO, "--out", out], check=True, capture_output=True, timeout=900)
+    subprocess.run([sqd_binary, "quantize", "--backend", "cpu", "--model", DEMO, "--out", out], check=True, capture_output=True, timeout=900)
     return out
 
 
