@@ -128,15 +128,15 @@ __device__ __forceinline__ void any_write(const struct attn_args &p, const struc
 
 /* A block takes a row and the query heads of a KV head, one after the other. Keys are gone through twice, because the weights of pieces
  * need the maximum of all first. */
-__global__ void __launch_bounds__(ANY_THREADS)
+__global__ void __launch_bounds__(ANY_THREADS, 4)
     attend_any(const __grid_constant__ struct attn_args p, int tiles)
 {
     __shared__ __align__(16) uint8_t prob[SQ_ATTN_PIECE];
     __shared__ __align__(16) int8_t q[ATTN_D_MAX];
     const int i = (int)blockIdx.x, kv_head = (int)blockIdx.y;
     const int group = p.at.a.n_heads / p.at.a.n_kv_heads;
-    const struct attn_row r = tiles ? tile_row(p.s, i / SQ_GPU_TILE_ROWS, i % SQ_GPU_TILE_ROWS)
-                                    : dec_row(p.s, i);
+    const struct attn_row r =
+        tiles ? tile_row(p.s, i / SQ_GPU_TILE_ROWS, i % SQ_GPU_TILE_ROWS) : dec_row(p.s, i);
     if (r.row < 0)
         return;
     if (!tiles && p.at.fused_write)
@@ -171,11 +171,13 @@ cudaError_t sq_gpu_attend(cudaStream_t st, const struct sq_gpu_attend *a)
     if (a->a.head_dim > ATTN_D_MAX || (!a->kv->is_f32 && a->a.head_dim % 4 != 0) ||
         a->a.n_heads % a->a.n_kv_heads != 0)
         return cudaErrorInvalidValue;
-    if (a->kv->is_f32)
-        return attend_f32(st, a);
     if (a->n_dec > 0)
-        e = has_tiles ? attend_s8_decode(st, a) : attend_s8_any(st, a, false);
+        e = a->kv->is_f32 ? attend_f32_decode(st, a)
+            : has_tiles   ? attend_s8_decode(st, a)
+                          : attend_s8_any(st, a, false);
     if (e == cudaSuccess && a->n_tiles > 0)
-        e = has_tiles ? attend_s8_prefill(st, a) : attend_s8_any(st, a, true);
+        e = a->kv->is_f32 ? attend_f32_prefill(st, a)
+            : has_tiles   ? attend_s8_prefill(st, a)
+                          : attend_s8_any(st, a, true);
     return e;
 }

@@ -3,6 +3,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/numbers.cuh"
+#include "cuda/prims.cuh"
 
 #define PIECE_BLOCKS (SQ_ATTN_PIECE / SQ_KV_BLOCK)
 #define ATTN_D_MAX 256 /* head size: 127 * 127 * 256 stays below 2^22 */
@@ -97,9 +98,7 @@ enum attn_part { PART_Q, PART_K, PART_V };
 /* First column of a part's head in the fused projection. */
 __device__ __forceinline__ int part_col(const struct sq_gpu_attn &a, enum attn_part part, int head)
 {
-    const int before = part == PART_Q   ? 0
-                       : part == PART_K ? a.n_heads
-                                        : a.n_heads + a.n_kv_heads;
+    const int before = part == PART_Q ? 0 : part == PART_K ? a.n_heads : a.n_heads + a.n_kv_heads;
     return (before + head) * a.head_dim;
 }
 
@@ -133,9 +132,9 @@ __device__ __forceinline__ void put_out4(const struct attn_args &p, int row, int
                                          float sum)
 {
     const float mul = p.at.a.out_mul;
-    const float4 y = make_float4(
-        __fmul_rn(__fdiv_rn(acc.x, sum), mul), __fmul_rn(__fdiv_rn(acc.y, sum), mul),
-        __fmul_rn(__fdiv_rn(acc.z, sum), mul), __fmul_rn(__fdiv_rn(acc.w, sum), mul));
+    const float4 y =
+        make_float4(__fmul_rn(__fdiv_rn(acc.x, sum), mul), __fmul_rn(__fdiv_rn(acc.y, sum), mul),
+                    __fmul_rn(__fdiv_rn(acc.z, sum), mul), __fmul_rn(__fdiv_rn(acc.w, sum), mul));
     if (p.at.out_f)
         *(float4 *)(p.at.out_f + (size_t)row * p.at.ld_out + col) = y;
     else
@@ -195,6 +194,32 @@ __device__ __forceinline__ void merge_32(const struct attn_args &p, const float 
         put_out(p, row, head * dim + d, acc, sum);
 }
 
+/* --- copies in flight --- */
+
+/* Steps begin .. end - 1 flow through N buffers: F(step, buffer) starts a copy, U(step, buffer) uses it. */
+template <int N, class F, class U>
+__device__ __forceinline__ void flow(int begin, int end, F fetch, U use)
+{
+#pragma unroll 1
+    for (int i = 0; i < N - 1; i++) {
+        if (begin + i < end)
+            fetch(begin + i, i);
+        p_cp_async_commit();
+    }
+    int buffer = 0;
+    for (int step = begin; step < end; step++) {
+        p_cp_async_wait<N - 2>();
+        __syncthreads(); /* the copies of all threads are there, and all are done with the buffer before */
+        const int free_one = buffer == 0 ? N - 1 : buffer - 1;
+        if (step + N - 1 < end)
+            fetch(step + N - 1, free_one);
+        p_cp_async_commit();
+        use(step, buffer);
+        buffer = buffer == N - 1 ? 0 : buffer + 1;
+    }
+    __syncthreads();
+}
+
 /* --- launchers of the parts --- */
 
 /* True where the head size has kernels of its own: 64, 80, 96, 128. Others go through the plain ones, up to ATTN_D_MAX. */
@@ -206,4 +231,6 @@ static inline bool attn_has_tiles(int head_dim)
 cudaError_t attend_s8_decode(cudaStream_t st, const struct sq_gpu_attend *a);
 cudaError_t attend_s8_prefill(cudaStream_t st, const struct sq_gpu_attend *a);
 cudaError_t attend_s8_any(cudaStream_t st, const struct sq_gpu_attend *a, bool tiles);
-cudaError_t attend_f32(cudaStream_t st, const struct sq_gpu_attend *a);
+cudaError_t attend_f32_decode(cudaStream_t st, const struct sq_gpu_attend *a);
+cudaError_t attend_f32_prefill(cudaStream_t st, const struct sq_gpu_attend *a);
+cudaError_t attend_f32_rows_of_tiles(cudaStream_t st, const struct sq_gpu_attend *a);

@@ -1,24 +1,23 @@
 /* Decode attention over an int8 cache by tensor cores: a block takes a row, a KV head with all its query heads, and a piece of keys.
  *
- * All the piece's keys and values are requested first, straight into the registers of the mma operand that they are: 64 KiB on their way at
- * D = 128. Memory order serves the operands as it is, because a product does not care how k is numbered as long as both operands agree:
- * of 64 bytes of a row, lane q of four takes the 16 from 16 q, that is the words k = 4q.. and 16 + 4q.. of two mma.
+ * All the piece's keys and values are requested first, straight into the registers of the mma operand that they are: 64 KiB on their way
+ * at D = 128. Memory order serves the operands as it is, because a product does not care how k is numbered as long as both operands
+ * agree: of 64 bytes of a row, lane q of four takes the 16 from 16 q, that is the words k = 4q.. and 16 + 4q.. of two mma.
  *   scores:  A = 16 keys x D, B = query heads (columns, 8 at a time): warp w has key tiles w, w + WARPS, ...
  *   values:  A = 16 dimensions x 256 tokens, B = probabilities: warp w has dimensions 16 w .. 16 w + 15, so D / 16 warps.
  * Partial results go to global memory; the block that comes last merges them in ascending order. */
 #include "cuda/attn.cuh"
-#include "cuda/prims.cuh"
 
 #define S_STRIDE (SQ_ATTN_PIECE + 4)  /* words: 2 rows are 8 banks apart */
 #define P_STRIDE (SQ_ATTN_PIECE + 64) /* bytes: 2 rows are 16 banks apart */
-#define PAIRS (SQ_ATTN_PIECE / 64)    /* of cache blocks, whose values make one 16-byte load of a warp's rows */
+#define PAIRS (SQ_ATTN_PIECE / 64)    /* of cache blocks: one 16-byte load of a warp's 8 rows */
 
 template <int D> struct shape {
     static const int WARPS = D / 16, THREADS = 32 * WARPS;
     static const int K_TILES = (SQ_ATTN_PIECE / 16 + WARPS - 1) / WARPS;
-    static const int WIDE = D / 64, REST = D % 64; /* 64-byte parts of a row, and 0, 16 or 32 bytes */
+    static const int WIDE = D / 64, REST = D % 64;  /* 64-byte parts of a row; 0, 16 or 32 bytes */
     static const int Q_STRIDE = D == 64 ? 64 : 192; /* two rows never meet in a bank */
-    static const int O_STRIDE = D + 4;              /* one part of merge_32 */
+    static const int O_STRIDE = D + 4;              /* a part as merge_32 wants it */
 };
 
 /* A row's 16 (and, of the rest, 8 or 4) bytes for this lane. */
@@ -60,9 +59,9 @@ __device__ __forceinline__ void mma_pair(int32_t (&c)[4], const uint4 &lo, const
 }
 
 struct shared_parts {
-    int *s;     /* [G][S_STRIDE] scores; later float o [G][O_STRIDE], which are the parts */
-    uint8_t *p; /* [G][P_STRIDE] */
-    int8_t *q;  /* [G][Q_STRIDE] */
+    int *s;        /* [G][S_STRIDE] scores; later float o [G][O_STRIDE], which are the parts */
+    uint8_t *p;    /* [G][P_STRIDE] */
+    int8_t *q;     /* [G][Q_STRIDE] */
     int8_t *k, *v; /* [D] of the row itself */
     int *l;        /* [G][2] */
 };
@@ -79,8 +78,12 @@ __host__ __device__ __forceinline__ int lay_out(int group, uint8_t *mem, struct 
     const int at_p = round16(group * 4 * S_STRIDE), at_q = at_p + group * P_STRIDE;
     const int at_k = at_q + group * shape<D>::Q_STRIDE, at_l = at_k + 2 * D;
     if (ret)
-        *ret = {(int *)mem, mem + at_p, (int8_t *)mem + at_q, (int8_t *)mem + at_k,
-                (int8_t *)mem + at_k + D, (int *)(mem + at_l)};
+        *ret = {(int *)mem,
+                mem + at_p,
+                (int8_t *)mem + at_q,
+                (int8_t *)mem + at_k,
+                (int8_t *)mem + at_k + D,
+                (int *)(mem + at_l)};
     return at_l + group * 2 * 4;
 }
 
@@ -90,14 +93,13 @@ struct dec_piece {
     int kv_head, group, piece, n_pieces;
     int n;   /* keys of the piece that the row sees */
     int own; /* the row's own key in the piece, if it comes from the projection; else -1 */
-    size_t tile_stride, tile0; /* elements */
+    size_t tile_stride, tile0; /* in elements */
 };
 
-template <int D>
-__device__ __forceinline__ const int8_t *tile_of(const struct dec_piece &d, const void *base, int i)
+/* Where the piece's block i begins, in the keys and in the values. */
+__device__ __forceinline__ size_t tile_at(const struct dec_piece &d, int i)
 {
-    const int block = d.r.blocks[d.piece * PIECE_BLOCKS + i];
-    return (const int8_t *)base + d.tile0 + block * d.tile_stride;
+    return d.tile0 + d.r.blocks[d.piece * PIECE_BLOCKS + i] * d.tile_stride;
 }
 
 template <int D>
@@ -113,8 +115,9 @@ __device__ __forceinline__ void load_keys(const struct attn_args &p, const struc
             const int key = 16 * tile + 8 * half + lane / 4;
             k[i][half].clear();
             if (key < d.n && key != d.own) /* d.n <= SQ_ATTN_PIECE */
-                k[i][half].load(tile_of<D>(d, p.kv.k, tile / 2) + key % SQ_KV_BLOCK * D,
-                                      lane % 4);
+                k[i][half].load((const int8_t *)p.kv.k + tile_at(d, tile / 2) +
+                                    key % SQ_KV_BLOCK * D,
+                                lane % 4);
         }
     }
 }
@@ -128,7 +131,7 @@ __device__ __forceinline__ void load_values(const struct attn_args &p, const str
     for (int i = 0; i < PAIRS; i++) {
         v[i][0] = v[i][1] = make_uint4(0, 0, 0, 0);
         if (64 * i + 16 * q < d.n) {
-            const int8_t *t = tile_of<D>(d, p.kv.v, 2 * i + q / 2) +
+            const int8_t *t = (const int8_t *)p.kv.v + tile_at(d, 2 * i + q / 2) +
                               (16 * warp + lane / 4) * SQ_KV_BLOCK + 16 * (q % 2);
             v[i][0] = *(const uint4 *)t;
             v[i][1] = *(const uint4 *)(t + 8 * SQ_KV_BLOCK);
@@ -142,12 +145,12 @@ __device__ __forceinline__ void stage(const struct attn_args &p, const struct de
                                       const struct shared_parts &sh)
 {
     for (int i = (int)threadIdx.x; i < d.group * D; i += shape<D>::THREADS)
-        sh.q[i / D * shape<D>::Q_STRIDE + i % D] = (int8_t)proj_code(
-            p, d.r.row, d.r.pos, PART_Q, d.kv_head * d.group + i / D, i % D);
+        sh.q[i / D * shape<D>::Q_STRIDE + i % D] =
+            (int8_t)proj_code(p, d.r.row, d.r.pos, PART_Q, d.kv_head * d.group + i / D, i % D);
     if (d.own < 0)
         return;
     const int slot = d.own % SQ_KV_BLOCK;
-    const size_t at = tile_of<D>(d, NULL, d.own / SQ_KV_BLOCK) - (const int8_t *)NULL;
+    const size_t at = tile_at(d, d.own / SQ_KV_BLOCK);
     for (int i = (int)threadIdx.x; i < D; i += shape<D>::THREADS) {
         const int k = proj_code(p, d.r.row, d.r.pos, PART_K, d.kv_head, i);
         const int v = proj_code(p, d.r.row, d.r.pos, PART_V, d.kv_head, i);
@@ -277,8 +280,7 @@ __device__ __forceinline__ float softmax(const struct shared_parts &sh, int h, i
     return m;
 }
 
-/* All heads' softmax by all warps; with few heads two warps share one. m of head h is kept by lane 0 of the warp that has its first
- * task, in ret_m of its h-th turn: written to the parts once the scores are no longer needed. */
+/* All heads' softmax by all warps; with few heads two warps share one. m_of [group]. */
 template <int D>
 __device__ __forceinline__ void all_softmax(const struct attn_args &p, const struct dec_piece &d,
                                             const struct shared_parts &sh, float *m_of)
@@ -402,8 +404,9 @@ template <int D> static cudaError_t decode(cudaStream_t st, const struct sq_gpu_
         if (e != cudaSuccess)
             return e;
     }
-    attend_decode<D><<<dim3(a->a.n_kv_heads, a->n_pieces, a->n_dec), shape<D>::THREADS, bytes, st>>>(
-        attn_args_of(a));
+    attend_decode<D>
+        <<<dim3(a->a.n_kv_heads, a->n_pieces, a->n_dec), shape<D>::THREADS, bytes, st>>>(
+            attn_args_of(a));
     return cudaGetLastError();
 }
 

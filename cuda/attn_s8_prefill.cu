@@ -1,33 +1,37 @@
 /* Prefill attention over an int8 cache by tensor cores: a block takes a tile of rows of one sequence and a query head, a warp 16 rows.
  *
- * Pass 1 finds the maximum of each row in each piece of 256 keys, as an integer: the weights of pieces depend on the largest. Pass 2 computes
- * the scores again, makes codes of the probabilities, which lie in registers just as the next mma wants its A operand, and multiplies by
- * the values. So nothing of size keys x rows leaves the registers.
+ * Pass 1 finds the maximum of each row in each piece of 256 keys, as an integer: the weights of pieces depend on the largest. Pass 2
+ * computes the scores again, makes codes of the probabilities, which lie in registers just as the next mma wants its A operand, and
+ * multiplies by the values. So nothing of size keys x rows leaves the registers.
  *
- * Keys and values pass through shared memory in steps of 64 keys, several on their way. Rows of keys are put in such an order that the lane
- * that gets the scores of 4 neighbouring keys is the one that needs their probabilities: in 16 keys, key 4a + 2h + e is row 8h + 2a + e.
+ * Keys and values pass through shared memory in steps of 64 keys, several on their way. Rows of keys are put in such an order that the
+ * lane that gets the scores of 4 neighbouring keys is the one that needs their probabilities: in 16 keys, key 4a + 2h + e is row
+ * 8h + 2a + e.
  *
  * Accumulators start at 1.5 * 2^23 as a float's bits: adding an integer of less than 2^22 gives the bits of 1.5 * 2^23 + that integer, so
  * that one subtraction converts it. In pass 2 scores start at that less the row's maximum, so they come as exact differences to it.
  *
- * Most of the time would go into the exponential. Only 128 results are possible, so an approximation finds nearly all of them: where it lies
- * so near to the middle between two codes that its error could matter (1 score in 500 of those that are not 0), the warp computes its 16 x 16
- * scores again by the definition. */
+ * Most of the time would go into the exponential. Only 128 results are possible, so an approximation finds nearly all of them: where it
+ * lies so near to the middle between two codes that its error could matter (1 score in 1000 of those that are not 0), the warp computes
+ * its 16 x 16 scores again by the definition. */
 #include "cuda/attn.cuh"
-#include "cuda/prims.cuh"
 
 #define TILE_WARPS (SQ_GPU_TILE_ROWS / 16)
 #define TILE_THREADS (32 * TILE_WARPS)
 #define STEP 64 /* keys */
 #define PIECE_STEPS (SQ_ATTN_PIECE / STEP)
-#define STAGES 3        /* steps in shared memory in pass 2; pass 1 has twice as many, of keys alone */
-#define KEPT_PIECES 32 /* whose maxima are kept; where there are more, they are found once more, 32 at a time */
+/* Steps in shared memory in pass 2; pass 1 has twice as many, of keys alone. */
+#define STAGES 3
+/* Pieces whose maxima are kept; where there are more, they are found once more, this many at a time. */
+#define KEPT_PIECES 32
 #define MAGIC 12582912.0f
 #define MAGIC_BITS 0x4b400000
 #define HIDDEN INT32_MIN /* maximum of a row that sees no key */
-/* The approximation and the definition are apart by at most 1.2e-5 |m| + 1.5e-4: for a maximum up to NEAR_M by less than NEAR. */
-#define NEAR (64.0f / 65536.0f)
-#define NEAR_M 48.0f
+/* The approximation and the definition are apart by at most 1.2e-5 |m| + 1.5e-4: for a maximum up to 24 by less than NEAR, up to 56 by less
+ * than 2 NEAR. */
+#define NEAR (32.0f / 65536.0f)
+#define NEAR_M 24.0f
+#define FAR_M 56.0f
 #define LOG2_E 1.44269504f
 #define LOG2_127 6.98868469f
 
@@ -68,11 +72,12 @@ __device__ __forceinline__ int v_offset(int row, int chunk)
 
 struct tile_job {
     const int32_t *blocks;
-    const int8_t *k, *v; /* of the layer and KV head: block 0; where EVEN, this thread's chunk of it */
+    /* Of the layer and KV head: block 0; where EVEN, this thread's chunk of it. */
+    const int8_t *k, *v;
     int k_place, v_place;
     int tile_stride;
     int n_keys, n_steps; /* that the last row sees */
-    int warp_pos;        /* position of the warp's first row of 16, of which the last may be none; -16: it has no rows */
+    int warp_pos;        /* position of the warp's first row; -16: it has no rows */
 };
 
 /* Where 16-byte chunk i of a block of keys, or values, goes in a step's buffer; half: first or second block of the step. */
@@ -133,15 +138,15 @@ template <int D> __device__ __forceinline__ void fetch_places(struct tile_job *j
 /* The warp's queries as operands. */
 template <int D>
 __device__ __forceinline__ void load_queries(const struct attn_args &p, const int8_t *q, int n_rows,
-                                             int warp,
-                                             uint32_t (&a)[tile_shape<D>::K_STEPS][4])
+                                             int warp, uint32_t (&a)[tile_shape<D>::K_STEPS][4])
 {
     const int lane = lane_id();
 #pragma unroll
     for (int s = 0; s < tile_shape<D>::K_STEPS; s++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int row = 16 * warp + i % 2 * 8 + lane / 4, at = 32 * s + i / 2 * 16 + lane % 4 * 4;
+            const int row = 16 * warp + i % 2 * 8 + lane / 4,
+                      at = 32 * s + i / 2 * 16 + lane % 4 * 4;
             a[s][i] = 0;
             if (row < n_rows && 32 * s + i / 2 * 16 < D)
                 a[s][i] = clamp4(*(const uint32_t *)(q + (size_t)row * p.at.q.stride + at));
@@ -229,7 +234,9 @@ __device__ __forceinline__ int quad_sum(int x)
 struct piece_rows {
     float m[2];       /* maxima: -Inf where a row sees nothing */
     int32_t start[4]; /* of score accumulators: the bits of MAGIC less the maximum as an integer */
-    bool exact;       /* no approximation: the same in all lanes */
+    bool exact;       /* no approximation: the same in all lanes, as what follows */
+    float round;      /* 128 + 1/2 + NEAR, or twice NEAR */
+    uint32_t high;    /* bits of two 16-bit numbers that are 0 below 2 NEAR, or 4 */
 };
 
 __device__ __forceinline__ float piece_max(int best, float mul)
@@ -239,15 +246,19 @@ __device__ __forceinline__ float piece_max(int best, float mul)
 
 __device__ __forceinline__ struct piece_rows piece_rows_of(int best0, int best1, float mul)
 {
-    struct piece_rows w = {{piece_max(best0, mul), piece_max(best1, mul)}, {}, false};
+    struct piece_rows w = {{piece_max(best0, mul), piece_max(best1, mul)}, {}, false, 0.0f, 0};
     w.start[0] = w.start[1] = (int32_t)((uint32_t)MAGIC_BITS - (uint32_t)best0);
     w.start[2] = w.start[3] = (int32_t)((uint32_t)MAGIC_BITS - (uint32_t)best1);
-    w.exact = __any_sync(FULL_WARP, !(fabsf(w.m[0]) <= NEAR_M && fabsf(w.m[1]) <= NEAR_M));
+    const float m = fmaxf(fabsf(w.m[0]), fabsf(w.m[1])); /* Inf if a row sees nothing */
+    const bool is_far = __any_sync(FULL_WARP, m > NEAR_M);
+    w.exact = __any_sync(FULL_WARP, !(m <= FAR_M));
+    w.round = 128.5f + (is_far ? 2.0f * NEAR : NEAR);
+    w.high = is_far ? 0xff80ff80u : 0xffc0ffc0u;
     return w;
 }
 
-/* rne(127 * sq_exp(x)) in the low byte, x <= 0. Where sq_exp is below e^-80 the result is 0 with or without it, and the product by 2^n is a sum
- * of exponents, as it is normal. */
+/* rne(127 * sq_exp(x)) in the low byte, x <= 0. Where sq_exp is below e^-80 the result is 0 with or without it, and the product by 2^n
+ * is a sum of exponents, as it is normal. */
 __device__ __forceinline__ uint32_t exact_code(float x)
 {
     x = fmaxf(x, -80.0f);
@@ -267,7 +278,7 @@ __device__ __forceinline__ uint32_t exact_code(float x)
 
 /* The lane's 8 probabilities of two tiles, by the definition: a[r] for its row r. */
 __device__ __forceinline__ uint2 exact_codes(const int32_t (&c)[2][4], const struct piece_rows &w,
-                                          float mul, bool partial, int limit, int i)
+                                             float mul, bool partial, int limit, int i)
 {
     uint32_t a[2];
 #pragma unroll
@@ -275,8 +286,7 @@ __device__ __forceinline__ uint2 exact_codes(const int32_t (&c)[2][4], const str
         uint32_t e[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const int score =
-                (int)((uint32_t)c[k / 2][2 * r + k % 2] - (uint32_t)w.start[2 * r]);
+            const int score = (int)((uint32_t)c[k / 2][2 * r + k % 2] - (uint32_t)w.start[2 * r]);
             e[k] = exact_code(__fsub_rn(__fmul_rn(__int2float_rn(score), mul), w.m[r]));
             if (partial && !sees(limit, i + k / 2, r, k % 2))
                 e[k] = 0;
@@ -287,22 +297,25 @@ __device__ __forceinline__ uint2 exact_codes(const int32_t (&c)[2][4], const str
 }
 
 /* The same by approximation; true: one is so near to a tie that it may be wrong. Scores are all seen. */
-__device__ __forceinline__ bool near_codes(const int32_t (&c)[2][4], float mul_log2, uint32_t *a)
+__device__ __forceinline__ bool near_codes(const int32_t (&c)[2][4], const struct piece_rows &w,
+                                           float mul_log2, uint32_t *a)
 {
     uint32_t near = 0;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        uint32_t u[4]; /* 128 + 1/2 + NEAR + y: the code is in byte 2, the 16 bits below are near 0 near a tie */
+        /* y + round: the code is in byte 2, and near a tie the 16 bits below are near 0 */
+        uint32_t u[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const float x = __fsub_rn(__int_as_float(c[k / 2][2 * r + k % 2]), MAGIC);
             const float y = p_exp2_near(__fmaf_rn(x, mul_log2, LOG2_127));
-            u[k] = __float_as_uint(__fadd_rn(y, 128.5f + NEAR));
+            u[k] = __float_as_uint(__fadd_rn(y, w.round));
         }
-        a[r] = __byte_perm(__byte_perm(u[0], u[1], 0x0062), __byte_perm(u[2], u[3], 0x0062), 0x5410);
+        a[r] =
+            __byte_perm(__byte_perm(u[0], u[1], 0x0062), __byte_perm(u[2], u[3], 0x0062), 0x5410);
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-            const uint32_t z = __byte_perm(u[k], u[k + 1], 0x5410) & 0xff80ff80u; /* below 2 NEAR? */
+            const uint32_t z = __byte_perm(u[k], u[k + 1], 0x5410) & w.high;
             near |= (z - 0x00010001u) & ~z;
         }
     }
@@ -331,7 +344,7 @@ __device__ __forceinline__ void half_values(const uint32_t (&q)[tile_shape<D>::K
         tile_scores<D>(q, keys, 2 * i, w.start, c[0]);
         tile_scores<D>(q, keys, 2 * i + 1, w.start, c[1]);
         if (!exact)
-            exact = __any_sync(FULL_WARP, near_codes(c, __fmul_rn(mul, LOG2_E), a + 2 * i));
+            exact = __any_sync(FULL_WARP, near_codes(c, w, __fmul_rn(mul, LOG2_E), a + 2 * i));
         if (exact) {
             const uint2 e = exact_codes(c, w, mul, partial, limit, 2 * i);
             a[2 * i] = e.x, a[2 * i + 1] = e.y;
@@ -350,11 +363,10 @@ __device__ __forceinline__ void half_values(const uint32_t (&q)[tile_shape<D>::K
 }
 
 template <int D>
-__device__ __forceinline__ void step_values(const struct tile_job &j,
-                                            const uint32_t (&q)[tile_shape<D>::K_STEPS][4],
-                                            const uint8_t *keys, const uint8_t *vals, int step,
-                                            float mul, const struct piece_rows &w,
-                                            struct tile_sums<D> &t)
+__device__ __forceinline__ void
+step_values(const struct tile_job &j, const uint32_t (&q)[tile_shape<D>::K_STEPS][4],
+            const uint8_t *keys, const uint8_t *vals, int step, float mul,
+            const struct piece_rows &w, struct tile_sums<D> &t)
 {
     const bool partial = is_partial(j, step);
     int limit = limit_of(j, step);
@@ -386,7 +398,8 @@ __device__ __forceinline__ void piece_end(struct tile_sums<D> &t, const float (&
     for (int n = 0; n < tile_shape<D>::N_TILES; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            t.acc[n][i] = __fmaf_rn(w[i / 2], __fsub_rn(__int_as_float(t.o[n][i]), MAGIC), t.acc[n][i]);
+            t.acc[n][i] =
+                __fmaf_rn(w[i / 2], __fsub_rn(__int_as_float(t.o[n][i]), MAGIC), t.acc[n][i]);
 }
 
 /* Tiles of long sequences come late in the list, and should start early. */
@@ -427,30 +440,6 @@ __device__ __forceinline__ int kept_slot(int step)
     return step / PIECE_STEPS % KEPT_PIECES * SQ_GPU_TILE_ROWS;
 }
 
-/* Steps begin .. end - 1 flow through N buffers: F(step, buffer) starts a copy, U(step, buffer) uses it. */
-template <int N, class F, class U>
-__device__ __forceinline__ void flow(int begin, int end, F fetch, U use)
-{
-#pragma unroll 1
-    for (int i = 0; i < N - 1; i++) {
-        if (begin + i < end)
-            fetch(begin + i, i);
-        p_cp_async_commit();
-    }
-    int buffer = 0;
-    for (int step = begin; step < end; step++) {
-        p_cp_async_wait<N - 2>();
-        __syncthreads(); /* the copies of all threads are there, and all are done with the buffer before */
-        const int free_one = buffer == 0 ? N - 1 : buffer - 1;
-        if (step + N - 1 < end)
-            fetch(step + N - 1, free_one);
-        p_cp_async_commit();
-        use(step, buffer);
-        buffer = buffer == N - 1 ? 0 : buffer + 1;
-    }
-    __syncthreads();
-}
-
 template <int D>
 __global__ void __launch_bounds__(TILE_THREADS, 1)
     attend_tiles(const __grid_constant__ struct attn_args p)
@@ -475,8 +464,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
     uint32_t q[shape::K_STEPS][4];
     load_queries<D>(p, p.at.q.q + (size_t)tile.x * p.at.q.stride + head * D, tile.y, warp, q);
     /* [KEPT_PIECES][SQ_GPU_TILE_ROWS] maxima; a quad of lanes uses its own two rows only */
-    int *const kept =
-        (int *)(mem + 2 * STAGES * shape::BYTES) + 16 * warp + lane_id() / 4;
+    int *const kept = (int *)(mem + 2 * STAGES * shape::BYTES) + 16 * warp + lane_id() / 4;
     int best[2] = {HIDDEN, HIDDEN};
     float top[2] = {-INFINITY, -INFINITY};
     const auto fetch_k = [&](int step, int buffer) {
@@ -502,7 +490,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
     };
     flow<2 * STAGES>(0, j.n_steps, fetch_k, use_k);
 
-    struct tile_sums<D> t = {};
+    struct tile_sums<D> t = {
+    };
     struct piece_rows w;
     const auto fetch_kv = [&](int step, int buffer) {
         fetch<D, true>(j, step, mem + 2 * buffer * shape::BYTES,
@@ -516,8 +505,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
         }
         if (step * STEP > j.warp_pos + 15)
             return;
-        step_values<D>(j, q, mem + 2 * buffer * shape::BYTES,
-                       mem + (2 * buffer + 1) * shape::BYTES, step, mul, w, t);
+        step_values<D>(j, q, mem + 2 * buffer * shape::BYTES, mem + (2 * buffer + 1) * shape::BYTES,
+                       step, mul, w, t);
         if (step % PIECE_STEPS == PIECE_STEPS - 1 || step == j.n_steps - 1 ||
             (step + 1) * STEP > j.warp_pos + 15)
             piece_end<D>(t, w.m, top);

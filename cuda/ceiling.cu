@@ -1,7 +1,8 @@
 /* Reads memory as fast as it comes: what a decode step's bandwidth is compared with. */
 #include "cuda/ceilings.h"
 
-namespace {
+namespace
+{
 
 constexpr int threads = 512, unroll = 8;
 
@@ -28,6 +29,7 @@ __global__ void __launch_bounds__(threads) read_all(const uint4 *p, size_t n, ui
 extern "C" cudaError_t sq_gpu_read_all(cudaStream_t st, const void *p, size_t bytes, int n_blocks,
                                        uint32_t *out)
 {
-    read_all<<<n_blocks, threads, 0, st>>>(static_cast<const uint4 *>(p), bytes / sizeof(uint4), out);
+    read_all<<<n_blocks, threads, 0, st>>>(static_cast<const uint4 *>(p), bytes / sizeof(uint4),
+                                           out);
     return cudaGetLastError();
 }

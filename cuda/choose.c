@@ -21,6 +21,13 @@ bool sq_cuda_use_small(const struct sq_linear *l, int n_rows)
     return n_rows <= SQ_GPU_SMALL_MAX && !(l->lt_buckets >> bucket_number(n_rows) & 1);
 }
 
+/* What is taken where nothing is timed. */
+void sq_cuda_choose_untimed(struct sq_linear *l)
+{
+    for (int n = 1, i = 0; n <= SQ_GPU_SMALL_MAX; n = sq_lt_bucket(n + 1), i++)
+        l->lt_buckets |= n >= SQ_CUDA_LT_ROWS ? 1u << i : 0;
+}
+
 bool sq_cuda_is_timed(const struct sq_cuda *c)
 {
     static const char not_real[] = "(softgpu)";
@@ -124,6 +131,7 @@ int sq_cuda_choose(struct sq_cuda *c, struct sq_linear *l, int max_rows, struct 
         }
         if (rc)
             return sq_fail(err, SQ_E_DEVICE, "timing %s at %d rows: %s", l->d.name, n, c->fault);
+        l->lt_buckets &= ~(1u << i);
         l->small_ms[i] = ms[1];
         l->lt_ms[i] = ms[0];
         l->lt_buckets |= ms[0] < ms[1] ? 1u << i : 0;

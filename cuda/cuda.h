@@ -18,6 +18,11 @@
 /* Results between cuBLASLt and what follows it: larger matmuls go through it in parts. */
 #define SQ_CUDA_SCRATCH_MAX ((size_t)256 << 20)
 #define SQ_CUDA_MAX_RECORDINGS 256
+/* A norm goes into the matmul behind it up to so many rows and columns: beyond, every block's share of it costs more than a launch. */
+#define SQ_CUDA_FUSED_NORM_ROWS 2
+#define SQ_CUDA_FUSED_NORM_DIM 12288
+/* Where nothing is timed: from so many rows on the library, which shares the inputs among its blocks. */
+#define SQ_CUDA_LT_ROWS 33
 #define SQ_CUDA_SMALL_BUCKETS 16 /* at least those up to SQ_GPU_SMALL_MAX */
 
 struct sq_buf {
@@ -51,7 +56,7 @@ struct sq_norm {
     struct sq_gpu_norm n; /* device vectors in one allocation */
     void *mem;
     size_t bytes;
-    bool has_f, has_q;
+    bool has_f, has_q, has_beta;
 };
 
 struct sq_rope {
@@ -192,6 +197,7 @@ int sq_cuda_linear_prepare(struct sq_cuda *c, struct sq_linear *l, int max_rows,
 /* --- choose.c --- */
 
 bool sq_cuda_is_timed(const struct sq_cuda *c); /* is there a clock that means something? */
+void sq_cuda_choose_untimed(struct sq_linear *l);
 bool sq_cuda_use_small(const struct sq_linear *l, int n_rows);
 int sq_cuda_choose(struct sq_cuda *c, struct sq_linear *l, int max_rows,
                    struct sq_err *err) SQ_CHECKED;

@@ -3,7 +3,8 @@
 
 /* --- kv_write --- */
 
-#define KV_ROWS 32 /* rows of a block; neighbours in the batch are most often neighbours in the cache */
+#define KV_ROWS                                                                                    \
+    32 /* rows of a block; neighbours in the batch are most often neighbours in the cache */
 #define KV_THREADS 128
 #define KV_STRIDE (ATTN_D_MAX + 4) /* of staged values: a word column hits every bank once */
 
@@ -34,13 +35,12 @@ __device__ __forceinline__ int2 slot_of(const struct kv_write_args &p, int row)
 template <int N> struct words {
     uint32_t w[N];
 };
-template <> struct __align__(16) words<4> {
+template <> struct __align__(16) words<4>
+{
     uint32_t w[4];
 };
 
-template <int N>
-__device__ __forceinline__ struct words<N> load_codes(const int8_t *row, int i)
-{
+template <int N> __device__ __forceinline__ struct words<N> load_codes(const int8_t *row, int i) {
     struct words<N> x = ((const struct words<N> *)row)[i];
 #pragma unroll
     for (int k = 0; k < N; k++)

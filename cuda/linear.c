@@ -60,6 +60,7 @@ int sq_cuda_linear_new(struct sq_backend *be, const struct sq_linear_desc *d,
     const char *name = d->name ? d->name : "linear";
     SQ_ASSERT(d->n_out > 0 && d->n_in > 0 && (int8 || !d->dynamic));
     SQ_ASSERT(d->out != SQ_OUT_S8 || (int8 && !d->dynamic));
+    SQ_ASSERT(!d->table || !int8);
     if (int8 && d->n_in > SQ_K_MAX)
         return sq_fail(err, SQ_E_LIMIT, "%s: %zu inputs, at most %d fit a 32-bit accumulator", name,
                        d->n_in, SQ_K_MAX);
@@ -81,6 +82,7 @@ int sq_cuda_linear_new(struct sq_backend *be, const struct sq_linear_desc *d,
         sq_cuda_linear_free(be, l);
         return rc;
     }
+    sq_cuda_choose_untimed(l);
     l->next = c->linears;
     c->linears = l;
     *ret = l;
@@ -223,7 +225,7 @@ int sq_cuda_linear_prepare(struct sq_cuda *c, struct sq_linear *l, int max_rows,
     const int most = direct(c, l) ? max_rows : part_rows(c, l, max_rows);
     int rc = 0;
     /* where our kernel is not compared with the library, the library is not asked for what our kernel takes */
-    int least = is_int8(l) && !sq_cuda_is_timed(c) ? SQ_GPU_SMALL_MAX + 1 : 1;
+    int least = is_int8(l) && !sq_cuda_is_timed(c) ? SQ_CUDA_LT_ROWS : 1;
     for (int n = least; n <= most && !rc; n++) {
         n = sq_lt_bucket(n);
         int rows = SQ_MIN(n, most);
@@ -259,6 +261,9 @@ static int run_small(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, i
                      struct sq_buf *y, int epi, float inv_step, const struct sq_norm *norm,
                      const float *norm_x)
 {
+    struct sq_gpu_norm n = norm ? norm->n : (struct sq_gpu_norm){0};
+    if (norm && !norm->has_beta)
+        n.beta_q = NULL; /* every block reads it: zeros need not be read */
     const struct sq_gpu_gemm g = {.w = l->w,
                                   .ldw = (int)l->ld,
                                   .n_out = (int)l->d.n_out,
@@ -266,7 +271,7 @@ static int run_small(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, i
                                   .n_rows = n_rows,
                                   .x = x->code,
                                   .to = finish_of(l, x, n_rows, y, epi, inv_step),
-                                  .norm = norm ? &norm->n : NULL,
+                                  .norm = norm ? &n : NULL,
                                   .norm_x = norm_x,
                                   .work = c->small_work};
     return sq_cuda_check(c, sq_gpu_gemm_small(c->st, &g), l->d.name);
@@ -358,7 +363,9 @@ int sq_cuda_linear_run(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x,
 {
     if (!is_int8(l))
         return run_float(c, l, x, n_rows, y, epi);
-    if (sq_cuda_use_small(l, n_rows))
+    /* with SwiGLU the library's way writes and reads twice the outputs in s32: its time was never the better one */
+    const bool gated = epi == SQ_EPI_SWIGLU_S8 || epi == SQ_EPI_SWIGLU_F32;
+    if (sq_cuda_use_small(l, n_rows) || (gated && n_rows <= SQ_GPU_SMALL_MAX))
         return run_small(c, l, x, n_rows, y, epi, inv_step, norm, norm_x);
     SQ_ASSERT(!norm);
     if (direct(c, l))

@@ -125,6 +125,7 @@ static int norm_new(struct sq_backend *be, const struct sq_norm_desc *d, struct 
     n->n = (struct sq_gpu_norm){.rms = d->kind == SQ_RMSNORM, .dim = (int)d->dim, .eps = d->eps};
     n->has_f = d->gamma != NULL;
     n->has_q = d->gamma_q != NULL;
+    n->has_beta = d->beta_q != NULL;
     n->bytes = 4 * sq_round_up(d->dim * sizeof(float), 16);
     int rc = sq_cuda_alloc(c, SQ_CUDA_WEIGHTS, n->bytes, "a norm", &n->mem, err);
     if (!rc)

@@ -60,7 +60,7 @@ int sq_cuda_probe(struct sq_gpu_probe *ret, struct sq_err *err)
 static int open_device(struct sq_cuda *c, struct sq_err *err)
 {
     struct cudaDeviceProp prop;
-    int n, rc = count_devices(&n, err);
+    int n = 0, rc = count_devices(&n, err);
     if (rc)
         return rc;
     if (c->o.device < 0 || c->o.device >= n)

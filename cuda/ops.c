@@ -91,7 +91,7 @@ int sq_cuda_norm(struct sq_backend *be, struct sq_norm *n, struct sq_buf *x, int
     int rc = sq_cuda_flush(c);
     if (rc || n_rows == 0)
         return rc;
-    if (!y && rows <= SQ_GPU_NORM_ROWS) {
+    if (!y && rows <= SQ_CUDA_FUSED_NORM_ROWS && n->n.dim <= SQ_CUDA_FUSED_NORM_DIM) {
         c->wait = (struct sq_cuda_wait){
             .kind = SQ_PEND_NORM, .norm = n, .x = x, .y = y_q, .n_rows = rows};
         return 0;

@@ -121,6 +121,8 @@ static int matmul_memory(struct sq_cuda *c, struct sq_err *err)
     const size_t rows = (size_t)c->step.max.max_rows;
     size_t scratch = SQ_CUDA_ALIGN, convert = SQ_CUDA_ALIGN;
     for (const struct sq_linear *l = c->linears; l; l = l->next) {
+        if (l->d.table)
+            continue;
         const size_t least = sq_cuda_linear_scratch(l, 1), want = sq_cuda_linear_scratch(l, rows);
         scratch = SQ_MAX(scratch, SQ_MAX(least, SQ_MIN(want, SQ_CUDA_SCRATCH_MAX)));
         convert = SQ_MAX(convert, sq_cuda_linear_convert(l, rows));
@@ -134,7 +136,7 @@ static int matmul_memory(struct sq_cuda *c, struct sq_err *err)
         return rc;
     c->convert_bytes = convert;
     for (struct sq_linear *l = c->linears; l && !rc && !c->o.plan; l = l->next)
-        rc = sq_cuda_linear_prepare(c, l, c->step.max.max_rows, err);
+        rc = l->d.table ? 0 : sq_cuda_linear_prepare(c, l, c->step.max.max_rows, err);
     if (!rc && !c->o.plan)
         (void)!sq_lt_save(c->lt, NULL); /* without the file the next start times again */
     return rc;

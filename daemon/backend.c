@@ -3,10 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/base/check.h"
 #include "engine/cpu/backend_cpu.h"
-
-#define GPU_RESERVE_MIN ((uint64_t)512 << 20)
 
 bool sq_backend_known(const char *word)
 {
@@ -68,12 +65,7 @@ static uint64_t available_bytes(void)
     return kib * 1024;
 }
 
-uint64_t sq_backend_kv_room(struct sq_backend *be)
+uint64_t sq_backend_kv_room(void)
 {
-    struct sq_device_info d;
-    be->ops->info(be, &d);
-    if (!d.mem_total_bytes)
-        return available_bytes() / 2;
-    uint64_t reserve = SQ_MAX(d.mem_total_bytes / 20, GPU_RESERVE_MIN);
-    return d.mem_free_bytes - SQ_MIN(reserve, d.mem_free_bytes / 2);
+    return available_bytes() / 2;
 }

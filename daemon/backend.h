@@ -29,6 +29,5 @@ int sq_backend_choose(const struct sq_backend_options *o, struct sq_chosen_backe
                       struct sq_err *err) SQ_CHECKED;
 void sq_backend_done(struct sq_chosen_backend *c); /* zeroed is fine */
 
-/* Bytes that a KV cache of no given size may take at most, now: the GPU's free memory less a reserve for what a step needs, or half of what
- * the machine has free. */
-uint64_t sq_backend_kv_room(struct sq_backend *be);
+/* Bytes that a KV cache of no given size may take at most on the CPU: half of what the machine has free now. */
+uint64_t sq_backend_kv_room(void);

@@ -1,5 +1,6 @@
 #include "daemon/bench_gpu.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,6 @@
 #define WARM_UP                                                                                    \
     3 /* steps before the first sample: a device may record a step before it replays it */
 #define MAX_SAMPLES 64
-#define SMALL_VOCABULARY 1024
 
 bool sq_stage_parse(const char *s, struct sq_stage *ret)
 {
@@ -309,7 +309,7 @@ int sq_bench_stages(const struct sq_stage_bench *b, const struct sq_config *conf
     for (int i = 0; i < b->n_stages && !rc; i++) {
         double t = times[i];
         if (n < all)
-            t = one[i] + (t - one[i]) / (n - 1) * (all - 1);
+            t = one[i] + fmax(t - one[i], 0) / (n - 1) * (all - 1); /* noise is no gain */
         ret[i] = figure(b, config, &b->stages[i], int8, n, t);
     }
     return rc;
@@ -320,7 +320,8 @@ int sq_bench_repeat(const struct sq_stage_bench *b, const struct sq_config *conf
 {
     struct rig r;
     struct sq_config built = config_for(config, int8, b->n_layers);
-    built.vocab = SQ_MIN(built.vocab, SMALL_VOCABULARY);
+    if (b->vocab)
+        built.vocab = SQ_MIN(built.vocab, b->vocab);
     double unused;
     int rc = rig_init(&r, b, &built, err);
     for (int i = 0; i < b->n_samples && !rc; i++) {

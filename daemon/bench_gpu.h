@@ -42,6 +42,7 @@ struct sq_stage_bench {
     int n_stages;
     int n_layers; /* to build; 0 = all */
     int n_samples;
+    int vocab; /* of sq_bench_repeat's build, at most; 0 = the configuration's */
     bool
         fill_cache; /* decode reads keys and values that a prefill wrote, not what the memory held */
 };
@@ -50,6 +51,6 @@ struct sq_stage_bench {
 int sq_bench_stages(const struct sq_stage_bench *b, const struct sq_config *config, bool int8,
                     struct sq_stage_figure *ret, struct sq_err *err) SQ_CHECKED;
 
-/* Runs the first stage n_samples times on a build of n_layers with a small vocabulary, for whoever counts what the device does. */
+/* Runs the first stage n_samples times on a build of n_layers, for whoever counts what the device does. */
 int sq_bench_repeat(const struct sq_stage_bench *b, const struct sq_config *config, bool int8,
                     struct sq_err *err) SQ_CHECKED;

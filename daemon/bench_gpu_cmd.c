@@ -62,6 +62,8 @@ int sq_gpu_cmd_option(struct sq_gpu_cmd *c, int opt, const char *value)
         return sq_cmd_usage("bench", "--scheme: expected w8a8 or f16, found '%s'", value);
     case SQ_GPU_OPT_LAYERS:
         return set_number("--layers", value, 4096, &c->n_layers);
+    case SQ_GPU_OPT_VOCABULARY:
+        return set_number("--vocabulary", value, 1 << 24, &c->vocab);
     default:
         return set_number("--budget", value, 1 << 20, &c->budget_s);
     }
@@ -256,7 +258,7 @@ static int run_roof(struct run *r, struct sq_err *err)
     return rc;
 }
 
-/* One layer's worth of launches is what two runs of this differ by, with one layer and with two. */
+/* A layer's launches are what two runs of this differ by, with one layer and with two. */
 static int run_layer(struct run *r, struct sq_err *err)
 {
     struct sq_config config;
@@ -264,6 +266,7 @@ static int run_layer(struct run *r, struct sq_err *err)
     r->bench.stages = &r->c->stage;
     r->bench.n_stages = 1;
     r->bench.n_layers = r->c->n_layers > 0 ? r->c->n_layers : 1;
+    r->bench.vocab = r->c->vocab;
     rc = rc ? rc : sq_bench_repeat(&r->bench, &config, !r->c->f16, err);
     if (!rc)
         printf("{\"shape\": \"%s\", \"layers\": %d, \"hidden\": %d, \"ffn\": %d, \"heads\": %d, "

@@ -9,6 +9,7 @@ struct sq_gpu_cmd {
     struct sq_stage stage; /* with layer; n 0 = not given */
     bool int8, f16;        /* --scheme; both false: both */
     int n_layers;          /* to build, 0 = all; -1 = not given */
+    int vocab;             /* with layer: at most so many tokens; 0 = the shape's own */
     int budget_s;          /* shapes that would begin later are left out; 0 = no bound */
     /* of the options that all benchmarks have */
     const char *const *shapes; /* [n_shapes]; n_shapes 0: the usual ones */
@@ -26,12 +27,13 @@ enum {
     SQ_GPU_OPT_STAGE,
     SQ_GPU_OPT_SCHEME,
     SQ_GPU_OPT_LAYERS,
+    SQ_GPU_OPT_VOCABULARY,
     SQ_GPU_OPT_BUDGET
 };
 #define SQ_GPU_OPTIONS                                                                             \
     {"backend", 1, NULL, SQ_GPU_OPT_BACKEND}, {"layer", 1, NULL, SQ_GPU_OPT_LAYER},                \
         {"stage", 1, NULL, SQ_GPU_OPT_STAGE}, {"scheme", 1, NULL, SQ_GPU_OPT_SCHEME},              \
-        {"layers", 1, NULL, SQ_GPU_OPT_LAYERS},                                                    \
+        {"layers", 1, NULL, SQ_GPU_OPT_LAYERS}, {"vocabulary", 1, NULL, SQ_GPU_OPT_VOCABULARY},    \
     {                                                                                              \
         "budget", 1, NULL, SQ_GPU_OPT_BUDGET                                                       \
     }
@@ -43,7 +45,8 @@ enum {
     "  --layers N            layers that are built and timed, the rest follows; 0 = all [8]\n"     \
     "  --budget SECONDS      shapes that would begin later are left out\n"                         \
     "  --layer SHAPE         no figures: runs --stage (decode:ROWS:CONTEXT, prefill:ROWS)\n"       \
-    "                        --samples times on a build of --layers, for tools that count\n"
+    "                        --samples times on a build of --layers, for tools that count\n"       \
+    "  --vocabulary N        with --layer: at most so many tokens\n"
 
 /* 0, or an exit code. */
 int sq_gpu_cmd_option(struct sq_gpu_cmd *c, int opt, const char *value);

@@ -6,13 +6,13 @@
 enum sq_exit {
     SQ_EXIT_OK = 0,
     SQ_EXIT_RUNTIME = 1,
-    SQ_EXIT_USAGE = 64,    /* command line */
-    SQ_EXIT_DATA = 65,     /* a model or text file breaks a rule */
-    SQ_EXIT_NO_INPUT = 66, /* a file or directory is missing */
+    SQ_EXIT_USAGE = 64,       /* command line */
+    SQ_EXIT_DATA = 65,        /* a model or text file breaks a rule */
+    SQ_EXIT_NO_INPUT = 66,    /* a file or directory is missing */
     SQ_EXIT_UNAVAILABLE = 69, /* the backend asked for is not there */
-    SQ_EXIT_DEVICE = 70,   /* the device failed: restart may help */
-    SQ_EXIT_MEMORY = 71,   /* not enough memory */
-    SQ_EXIT_CONFIG = 78,   /* configuration */
+    SQ_EXIT_DEVICE = 70,      /* the device failed: restart may help */
+    SQ_EXIT_MEMORY = 71,      /* not enough memory */
+    SQ_EXIT_CONFIG = 78,      /* configuration */
 };
 
 int sq_cmd_serve(int argc, char **argv);

@@ -17,4 +17,5 @@ int sq_gpu_backend(struct sq_gpu *g, bool plan, struct sq_backend **ret,
 void sq_gpu_close(struct sq_gpu *g);
 
 const struct sq_gpu_module *sq_gpu_module(const struct sq_gpu *g);
-const struct sq_gpu_probe *sq_gpu_probed(const struct sq_gpu *g); /* as of sq_gpu_open; zeroed for a plan */
+const struct sq_gpu_probe *
+sq_gpu_probed(const struct sq_gpu *g); /* as of sq_gpu_open; zeroed for a plan */

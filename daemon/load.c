@@ -24,7 +24,7 @@ static int open_backend(struct job *j, struct sq_loaded *l, struct sq_err *err)
     if (rc)
         return rc;
     if (!l->backend.gpu)
-        j->kv_bytes = s->kv_cache ? s->kv_cache : sq_backend_kv_room(l->backend.be);
+        j->kv_bytes = s->kv_cache ? s->kv_cache : sq_backend_kv_room();
     else if (j->plan)
         j->kv_bytes = s->kv_cache;
     else /* better now than after minutes of reading weights */

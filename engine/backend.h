@@ -52,6 +52,7 @@ struct sq_linear_desc {
         dynamic; /* SQ_I8 only: input rows bring their own scales (quant_rows), else one static step in `mul` */
     enum sq_out out;
     enum sq_act act;
+    bool table; /* rows are only looked up: never an operand of `linear` */
 };
 
 /* Constants of the epilogue, borrowed during linear_finish. NULL bias = none. See quant.h for the formulas. */

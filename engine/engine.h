@@ -74,7 +74,7 @@ struct sq_engine_options {
     int max_queue;     /* waiting sequences, beside those that could start at once */
     int64_t
         max_queue_tokens; /* prompt tokens of waiting sequences; an empty queue takes any one submit */
-    bool sizes_only; /* no warm-up: the model's matrices may be empty, nothing is ever run */
+    bool sizes_only;      /* no warm-up: the model's matrices may be empty, nothing is ever run */
     void (*wake)(void *ctx); /* called from the engine thread without locks; may be NULL */
     void *ctx;
 };

@@ -74,6 +74,8 @@ static int load_table(struct sq_loader *ld, enum sq_role role, struct sq_linear 
                                .n_roles = 1,
                                .out = role == SQ_R_PROJECT_IN ? SQ_OUT_ADD : SQ_OUT_F32};
     size_t rows, cols;
+    /* an int8 head is made of its own, else the embedding may have to serve as the head */
+    p.table = role == SQ_R_POS || (role == SQ_R_EMBED && ld->o->head == SQ_HEAD_INT8);
     sq_role_shape(ld->c, role, &rows, &cols);
     return rows ? sq_load_linear(ld, &p, ret) : 0;
 }

@@ -25,6 +25,7 @@ struct sq_linear_plan {
     enum sq_role roles[3];
     int n_roles, layer;
     bool pairs; /* two roles, row by row in turn */
+    bool table; /* rows are only looked up */
     enum sq_out out;
     enum sq_act act;
     float in_step;     /* static input step; 0: float weights, or input scales per row */

@@ -43,7 +43,8 @@ static void choose_type(struct build *b)
                                    .n_in = b->t[0].shape[1],
                                    .dtype = b->dequantise ? SQ_F32 : t,
                                    .out = b->p->out,
-                                   .act = b->p->act};
+                                   .act = b->p->act,
+                                   .table = b->p->table};
     b->d.dynamic = b->d.dtype == SQ_I8 && !(b->p->in_step > 0);
 }
 

@@ -100,7 +100,8 @@ static void cpu_step(struct world *w, bool hist)
     int32_t *pos = sq_new_array(int32_t, (size_t)(w->n_hist + w->n_rows));
     struct sq_batch b = batch_of(w, hist, s, pos);
     struct sq_buf *qkv = projection(w, hist);
-    struct sq_buf *out = cpu_buf(w->sh.out_f32 ? SQ_BUF_F32 : SQ_BUF_S8, w->n_rows, (size_t)w->out_cols);
+    struct sq_buf *out =
+        cpu_buf(w->sh.out_f32 ? SQ_BUF_F32 : SQ_BUF_S8, w->n_rows, (size_t)w->out_cols);
     void *scratch = sq_aligned_alloc(64, sq_cpu_attn_scratch(&w->kv->d));
     if (!hist && w->sh.rot_dim)
         cpu_rope(w, &b, qkv);
@@ -162,7 +163,8 @@ static struct world world_new(struct shape sh, struct seqs seqs, float spread)
     struct world w = {.sh = sh, .seqs = seqs};
     const struct sq_kv_desc d = {N_LAYERS, (size_t)sh.kv_heads, (size_t)sh.dim, N_BLOCKS,
                                  sh.is_f32 ? SQ_F32 : SQ_I8};
-    w.a = (struct sq_attn){.layer = LAYER, .n_heads = sh.heads, .n_kv_heads = sh.kv_heads, .head_dim = sh.dim};
+    w.a = (struct sq_attn){
+        .layer = LAYER, .n_heads = sh.heads, .n_kv_heads = sh.kv_heads, .head_dim = sh.dim};
     w.a.score_mul = spread / (sh.is_f32 ? 0.33f : 73.0f * 73.0f) / sqrtf((float)sh.dim);
     w.a.out_mul = sh.is_f32 ? 1.0f : 1.37f;
     w.a.q_inv = 101.0f, w.a.k_inv = 90.0f, w.a.v_inv = 131.0f;
@@ -189,7 +191,7 @@ static struct world world_new(struct shape sh, struct seqs seqs, float spread)
 
 static void world_free(struct world *w)
 {
-    void *all[] = {w->hist_q, w->now_q, w->hist_f, w->now_f,      w->cos,
+    void *all[] = {w->hist_q, w->now_q, w->hist_f, w->now_f,     w->cos,
                    w->sin,    w->want,  w->rope_f, w->rope_codes};
     for (size_t i = 0; i < SQ_ARRAY_LEN(all); i++)
         sq_free(all[i]);
@@ -284,9 +286,10 @@ static struct gpu_world gpu_world_new(const struct world *w)
     struct gpu_world g = {.k = dev_new(n), .v = dev_new(n)};
     dev_put(&g.k);
     dev_put(&g.v);
-    g.kv = (struct sq_gpu_kv){g.k.d, g.v.d, N_LAYERS, N_BLOCKS, w->sh.kv_heads, w->sh.dim, w->sh.is_f32};
-    g.a = (struct sq_gpu_attn){LAYER, w->sh.heads, w->sh.kv_heads, w->sh.dim, w->a.score_mul,
-                               w->a.out_mul, w->a.q_inv, w->a.k_inv, w->a.v_inv};
+    g.kv = (struct sq_gpu_kv){g.k.d,          g.v.d,     N_LAYERS,    N_BLOCKS,
+                              w->sh.kv_heads, w->sh.dim, w->sh.is_f32};
+    g.a = (struct sq_gpu_attn){LAYER,        w->sh.heads, w->sh.kv_heads, w->sh.dim, w->a.score_mul,
+                               w->a.out_mul, w->a.q_inv,  w->a.k_inv,     w->a.v_inv};
     g.cos = dev_of(w->cos, 4096 * (size_t)w->sh.dim / 2 * sizeof(float));
     g.sin = dev_of(w->sin, 4096 * (size_t)w->sh.dim / 2 * sizeof(float));
     g.rope = (struct sq_gpu_rope){g.cos.d, g.sin.d, w->sh.rot_dim};
@@ -320,7 +323,6 @@ static struct dev gpu_floats(const struct world *w, const float *x, int n)
     return f;
 }
 
-
 /* The cache's elements of all sequences' positions < n(seq) must be the CPU's. */
 static void check_cache(const struct world *w, const struct gpu_world *g, bool hist)
 {
@@ -329,22 +331,26 @@ static void check_cache(const struct world *w, const struct gpu_world *g, bool h
     for (int i = 0; i < w->seqs.n; i++)
         for (int pos = 0; pos < w->seqs.s[i].pos0 + (hist ? 0 : w->seqs.s[i].n); pos++)
             for (int h = 0; h < w->sh.kv_heads; h++) {
-                const int block = w->blocks[w->seq_blocks[i] + pos / SQ_KV_BLOCK], t = pos % SQ_KV_BLOCK;
+                const int block = w->blocks[w->seq_blocks[i] + pos / SQ_KV_BLOCK],
+                          t = pos % SQ_KV_BLOCK;
                 const uint8_t *tile = sq_kv_head(kv, LAYER, h) + (size_t)block * kv->tile_bytes;
                 const size_t at = (size_t)((LAYER * N_BLOCKS + block) * w->sh.kv_heads + h) *
                                   SQ_KV_BLOCK * (size_t)w->sh.dim;
                 for (int d = 0; d < w->sh.dim; d++) {
-                    size_t ke = at + (size_t)(t * w->sh.dim + d), ve = at + (size_t)(d * SQ_KV_BLOCK + t);
+                    size_t ke = at + (size_t)(t * w->sh.dim + d),
+                           ve = at + (size_t)(d * SQ_KV_BLOCK + t);
                     bool same;
                     if (w->sh.is_f32)
                         same = !memcmp(k + 4 * ke, (const float *)tile + t * w->sh.dim + d, 4) &&
-                               !memcmp(v + 4 * ke, (const float *)(tile + kv->v_off) + t * w->sh.dim + d, 4);
+                               !memcmp(v + 4 * ke,
+                                       (const float *)(tile + kv->v_off) + t * w->sh.dim + d, 4);
                     else
                         same = k[ke] == (int8_t)tile[(d / 4 * SQ_KV_BLOCK + t) * 4 + d % 4] &&
                                v[ve] == (int8_t)tile[kv->v_off + (size_t)(t / 4) * 4 * kv->d_pad +
                                                      (size_t)(4 * d + t % 4)];
                     if (!same)
-                        fail_msg("cache: sequence %d position %d head %d dimension %d differs", i, pos, h, d);
+                        fail_msg("cache: sequence %d position %d head %d dimension %d differs", i,
+                                 pos, h, d);
                 }
             }
 }
@@ -371,7 +377,8 @@ static void check_rope(const struct world *w, const struct gpu_world *g, const s
     struct dev_codes y = dev_codes(n, w->cols);
     dev_put(&y.q);
     CUDA_OK(sq_gpu_rope_rows(stream, &s->s, n, &g->rope, &g->a, x->d, NULL, y.c));
-    check_codes("rope", dev_get(&y.q), y.c.stride, w->rope_codes, (size_t)w->n_rows, (size_t)w->cols);
+    check_codes("rope", dev_get(&y.q), y.c.stride, w->rope_codes, (size_t)w->n_rows,
+                (size_t)w->cols);
     struct dev other = dev_new(x->bytes), same = dev_of(x->h, x->bytes);
     dev_put(&other);
     CUDA_OK(sq_gpu_rope_rows(stream, &s->s, n, &g->rope, &g->a, x->d, other.d, y.c));
@@ -384,7 +391,8 @@ static void check_rope(const struct world *w, const struct gpu_world *g, const s
     dev_codes_free(&y);
 }
 
-static void check_out(const struct world *w, const struct dev_codes *q, const struct dev *f, int mode)
+static void check_out(const struct world *w, const struct dev_codes *q, const struct dev *f,
+                      int mode)
 {
     char what[96];
     snprintf(what, sizeof what, "%d/%d heads of %d%s%s%s%s", w->sh.heads, w->sh.kv_heads, w->sh.dim,
@@ -393,9 +401,11 @@ static void check_out(const struct world *w, const struct dev_codes *q, const st
     if (w->sh.out_f32)
         check_floats(what, dev_get(f), w->want, (size_t)w->n_rows, (size_t)w->out_cols);
     else
-        check_codes(what, dev_get(&q->q), q->c.stride, w->want, (size_t)w->n_rows, (size_t)w->out_cols);
-    const uint8_t *pad = w->sh.out_f32 ? (const uint8_t *)dev_get(f) + (size_t)w->n_rows * (size_t)w->out_cols * 4
-                                       : (const uint8_t *)dev_get(&q->q) + (size_t)w->n_rows * (size_t)q->c.stride;
+        check_codes(what, dev_get(&q->q), q->c.stride, w->want, (size_t)w->n_rows,
+                    (size_t)w->out_cols);
+    const uint8_t *pad =
+        w->sh.out_f32 ? (const uint8_t *)dev_get(f) + (size_t)w->n_rows * (size_t)w->out_cols * 4
+                      : (const uint8_t *)dev_get(&q->q) + (size_t)w->n_rows * (size_t)q->c.stride;
     for (int i = 0; i < N_PAD * w->out_cols; i++)
         if (pad[i] != PATTERN)
             fail_msg("%s: rows that are none were written", what);
@@ -406,7 +416,8 @@ static void gpu_attend(const struct world *w, const struct gpu_world *g, const s
 {
     const int part = sq_gpu_attend_part_floats(w->sh.dim);
     const size_t n_counters = (size_t)(s->n_dec * w->sh.kv_heads);
-    struct dev parts = dev_new((size_t)(SQ_MAX(s->n_parts, 1) * w->sh.heads * part) * sizeof(float));
+    struct dev parts =
+        dev_new((size_t)(SQ_MAX(s->n_parts, 1) * w->sh.heads * part) * sizeof(float));
     struct dev counters = dev_new(n_counters * sizeof(int32_t));
     struct dev_codes out = dev_codes(w->n_rows + N_PAD, w->out_cols);
     struct dev out_f = dev_new((size_t)((w->n_rows + N_PAD) * w->out_cols) * sizeof(float));
@@ -476,8 +487,7 @@ static void check_shape(struct shape sh, struct seqs seqs, float spread, const i
 /* --- tests --- */
 
 static const struct seqs mixed = {
-    .n = 8,
-    .s = {{0, 1}, {700, 1}, {30, 141}, {256, 1}, {0, 290}, {251, 9}, {31, 1}, {254, 1}}};
+    .n = 8, .s = {{0, 1}, {700, 1}, {30, 141}, {256, 1}, {0, 290}, {251, 9}, {31, 1}, {254, 1}}};
 /* every row alone in its sequence */
 static const struct seqs alone = {
     .n = 9,
@@ -489,8 +499,9 @@ static const int fused_too[] = {0, FUSED, -1};
 static void test_mixed(void **state)
 {
     (void)state;
-    static const struct shape shapes[] = {{1, 1, 128, 0, 0, 0}, {4, 4, 64, 0, 0, 0}, {8, 2, 80, 0, 0, 0},
-                                          {7, 1, 96, 0, 0, 0},  {4, 4, 16, 0, 0, 0}, {2, 1, 36, 0, 0, 0}};
+    static const struct shape shapes[] = {{1, 1, 128, 0, 0, 0}, {4, 4, 64, 0, 0, 0},
+                                          {8, 2, 80, 0, 0, 0},  {7, 1, 96, 0, 0, 0},
+                                          {4, 4, 16, 0, 0, 0},  {2, 1, 36, 0, 0, 0}};
     for (size_t i = 0; i < SQ_ARRAY_LEN(shapes); i++)
         check_shape(shapes[i], mixed, 4.0f, i < 4 ? both_kernels : by_kind);
 }
@@ -498,9 +509,9 @@ static void test_mixed(void **state)
 static void test_decode(void **state)
 {
     (void)state;
-    static const struct shape shapes[] = {{2, 2, 128, 0, 0, 0}, {8, 2, 64, 0, 0, 1},  {7, 1, 80, 0, 0, 0},
-                                          {1, 1, 96, 0, 0, 0},  {12, 1, 64, 0, 0, 0}, {4, 2, 48, 0, 0, 0},
-                                          {2, 1, 200, 0, 0, 0}};
+    static const struct shape shapes[] = {
+        {2, 2, 128, 0, 0, 0}, {8, 2, 64, 0, 0, 1}, {7, 1, 80, 0, 0, 0}, {1, 1, 96, 0, 0, 0},
+        {12, 1, 64, 0, 0, 0}, {4, 2, 48, 0, 0, 0}, {2, 1, 200, 0, 0, 0}};
     for (size_t i = 0; i < SQ_ARRAY_LEN(shapes); i++)
         check_shape(shapes[i], alone, 3.0f, fused_too);
 }
@@ -508,8 +519,8 @@ static void test_decode(void **state)
 static void test_rotated(void **state)
 {
     (void)state;
-    static const struct shape shapes[] = {{8, 2, 128, 128, 0, 0}, {4, 4, 64, 32, 0, 0}, {2, 1, 80, 20, 0, 0},
-                                          {2, 2, 16, 12, 0, 0}};
+    static const struct shape shapes[] = {
+        {8, 2, 128, 128, 0, 0}, {4, 4, 64, 32, 0, 0}, {2, 1, 80, 20, 0, 0}, {2, 2, 16, 12, 0, 0}};
     for (size_t i = 0; i < SQ_ARRAY_LEN(shapes); i++) {
         check_shape(shapes[i], alone, 3.0f, fused_too);
         check_shape(shapes[i], mixed, 3.0f, by_kind);
@@ -519,20 +530,51 @@ static void test_rotated(void **state)
 static void test_float(void **state)
 {
     (void)state;
-    static const struct shape shapes[] = {{2, 2, 128, 0, 1, 1}, {4, 1, 64, 0, 1, 1}, {2, 1, 80, 0, 1, 1}, {2, 2, 16, 0, 1, 1}, {2, 1, 7, 0, 1, 1}};
+    static const struct shape shapes[] = {{2, 2, 128, 0, 1, 1},
+                                          {4, 1, 64, 0, 1, 1},
+                                          {2, 1, 80, 0, 1, 1},
+                                          {2, 2, 16, 0, 1, 1},
+                                          {2, 1, 7, 0, 1, 1}};
     for (size_t i = 0; i < SQ_ARRAY_LEN(shapes); i++) {
         check_shape(shapes[i], mixed, 3.0f, by_kind);
         check_shape(shapes[i], alone, 3.0f, fused_too);
     }
 }
 
-/* Scores so far apart that one key takes all, and so near that all do. */
+/* Scores so far apart that one key takes all, and so near that all do; in between, floats show each single probability that the prefill
+ * kernel's approximation would get wrong, with maxima in each of its ranges. */
 static void test_spread(void **state)
 {
     (void)state;
-    const struct shape sh = {2, 1, 128, 0, 0, 0};
-    check_shape(sh, mixed, 4000.0f, both_kernels);
-    check_shape(sh, mixed, 1e-3f, both_kernels);
+    const struct shape sh = {2, 1, 128, 0, 0, 0}, fine = {1, 1, 64, 0, 0, 1};
+    static const struct seqs rows = {.n = 1, .s = {{0, 900}}};
+    static const float spreads[] = {4000.0f, 1e-3f}, fine_spreads[] = {1.0f, 6.0f, 14.0f, 25.0f};
+    for (size_t i = 0; i < SQ_ARRAY_LEN(spreads); i++)
+        check_shape(sh, mixed, spreads[i], both_kernels);
+    for (size_t i = 0; i < SQ_ARRAY_LEN(fine_spreads); i++)
+        check_shape(fine, rows, fine_spreads[i], by_kind);
+}
+
+/* The constants of the prefill kernel's approximation (cuda/attn_s8_prefill.cu), in C: 127 times the exponential may be this far from the
+ * definition where the maximum is m. Of the device's 2^x its documented error is added. */
+static void test_approximation(void **state)
+{
+    (void)state;
+    const double near = 32.0 / 65536.0, of_exp2 = 127.0 * 0x1p-22 + 0x1p-17;
+    rng_state = 1;
+    for (int i = 0; i < 2000000; i++) {
+        const double range = i % 2 ? 24.0 : 56.0;
+        const int best = (int)(rng() % 2000000) + 1000;
+        const float mul = (float)(range * (double)(rng() % 1000 + 1) / 1000.0 / best);
+        const int below = (int)((double)(rng() % 10000) / 10000.0 * 6.0 / (double)mul);
+        if (below > 4000000)
+            continue;
+        const float m = (float)best * mul, x = (float)(best - below) * mul - m;
+        const float log2_y = fmaf((float)-below, mul * 1.44269504f, 6.98868469f);
+        const double off = fabs(exp2((double)log2_y) - (double)(127.0f * sq_exp(x)));
+        if (off + of_exp2 > (i % 2 ? near : 2 * near))
+            fail_msg("maximum %g, score %d of %d: off by %g", (double)m, best - below, best, off);
+    }
 }
 
 /* More pieces than the prefill kernel keeps maxima of, and than a warp merges at once. */
@@ -547,8 +589,10 @@ static void test_long(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_mixed), cmocka_unit_test(test_decode),
-                                       cmocka_unit_test(test_rotated), cmocka_unit_test(test_float),
-                                       cmocka_unit_test(test_spread), cmocka_unit_test(test_long)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mixed),        cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_rotated),      cmocka_unit_test(test_float),
+        cmocka_unit_test(test_spread),       cmocka_unit_test(test_long),
+        cmocka_unit_test(test_approximation)};
     return cmocka_run_group_tests(tests, gpu_setup, gpu_teardown);
 }

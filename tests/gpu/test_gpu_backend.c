@@ -225,7 +225,7 @@ static void check_kind(struct kind k, float tolerance)
     struct rig gpu;
     want_of(&k);
     rig_open(&gpu, gpu_open(false, false), &k, CONTEXT);
-    run_together(&gpu, got, CONTEXT);
+    run_together(&gpu, got, CONTEXT / N_SEQS);
     compare(tolerance);
     run_alone(&gpu, got);
     compare(tolerance);

@@ -1,4 +1,5 @@
 /* Each primitive of cuda/prims.cuh against plain C. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -108,6 +109,25 @@ static void test_copy(void **state)
     cudaFree(dx);
 }
 
+static void test_exp2(void **state)
+{
+    float x[32], y[32];
+    (void)state;
+    for (int i = 0; i < 32; i++)
+        x[i] = -150.0f + 6.37f * (float)i;
+    void *dx = device(x, sizeof x), *dy = device(NULL, sizeof y);
+    assert_int_equal(test_prims_exp2(stream, dx, dy), cudaSuccess);
+    fetch(y, dy, sizeof y);
+    for (int i = 0; i < 32; i++) {
+        double want = exp2((double)x[i]);
+        if (x[i] <= -126.0f)
+            assert_true(y[i] == 0.0f);
+        else
+            assert_true(fabs((double)y[i] / want - 1.0) <= 0x1p-22);
+    }
+    cudaFree(dx);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -126,6 +146,7 @@ int main(void)
         cmocka_unit_test(test_ldmatrix),
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_exp2),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -22,15 +22,16 @@ static __global__ void mma_test(const uint32_t *a, const uint32_t *b, const int3
 {
     const int g = (int)threadIdx.x / 4, q = (int)threadIdx.x % 4;
     uint32_t fa[4];
-    int32_t s[4], u[4];
+    int32_t s[4], u[4], t[4];
     for (int i = 0; i < 4; i++) {
         fa[i] = a[8 * (g + i % 2 * 8) + i / 2 * 4 + q];
         s[i] = u[i] = c[8 * (g + i / 2 * 8) + 2 * q + i % 2];
     }
+    p_mma_s8_from(t, fa, b[8 * g + q], b[8 * g + 4 + q], s);
     p_mma_s8(s, fa, b[8 * g + q], b[8 * g + 4 + q]);
     p_mma_u8(u, fa, b[8 * g + q], b[8 * g + 4 + q]);
     for (int i = 0; i < 4; i++) {
-        y[8 * (g + i / 2 * 8) + 2 * q + i % 2] = s[i];
+        y[8 * (g + i / 2 * 8) + 2 * q + i % 2] = s[i] == t[i] ? s[i] : INT32_MIN;
         z[8 * (g + i / 2 * 8) + 2 * q + i % 2] = u[i];
     }
 }
@@ -50,6 +51,17 @@ static __global__ void copy_test(const uint8_t *x, int n_groups, uint8_t *y)
         p_cp_async_wait<2>();
         *(uint4 *)(y + 512 * (i - 2) + at) = *(const uint4 *)(s[(i - 2) % 3] + at);
     }
+}
+
+static __global__ void exp2_test(const float *x, float *y)
+{
+    y[threadIdx.x] = p_exp2_near(x[threadIdx.x]);
+}
+
+extern "C" cudaError_t test_prims_exp2(cudaStream_t st, const float *x, float *y)
+{
+    exp2_test<<<1, 32, 0, st>>>(x, y);
+    return cudaGetLastError();
 }
 
 extern "C" cudaError_t test_prims_ldmatrix(cudaStream_t st, const uint8_t *x, uint32_t *y)

@@ -95,8 +95,8 @@ def test_check_script(sqd_binary, tmp_path):
     got = json.loads((tmp_path / "gpu-check.json").read_text())
     assert got["failed"] == 0 and {r["part"] for r in got["results"]} == {"kernels", "tokens", "faults", "speed"}
     assert len(got["facts"]["steps"]) == 6
-    # a device that fails in the middle
-    p = subprocess.run(command, env={**os.environ, "OUT": str(tmp_path), "SG_FAULT_OP": "3000"}, capture_output=True, text=True, timeout=900)
+    # a device that fails early in every program
+    p = subprocess.run(command, env={**os.environ, "OUT": str(tmp_path), "SG_FAULT": "40"}, capture_output=True, text=True, timeout=900)
     assert p.returncode == 1 and "FAILED" in p.stdout
 
 
