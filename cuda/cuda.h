@@ -136,7 +136,7 @@ enum sq_cuda_pending {
     SQ_PEND_NONE,
     SQ_PEND_NORM,   /* norm -> linear of few rows */
     SQ_PEND_ADD,    /* matmul done, its residual add -> norm */
-    SQ_PEND_LINEAR, /* f32 out -> swiglu */
+    SQ_PEND_LINEAR, /* f32 out (with its norm or without) -> swiglu */
     SQ_PEND_ROPE,   /* rope to codes -> kv_write */
     SQ_PEND_KV      /* kv_write (with or without rope) -> attend */
 };
@@ -148,6 +148,7 @@ struct sq_cuda_wait {
     struct sq_kv *kv;
     const struct sq_attn *a;
     struct sq_buf *x, *y;
+    const float *norm_x; /* PEND_LINEAR: input of norm, where there is one */
     int n_rows;
     struct sq_gpu_finish add;
 };

@@ -85,19 +85,37 @@ __global__ void __launch_bounds__(KV_THREADS)
     }
 }
 
+/* Rows are copied as they are, T (a float or four) at a time. */
+template <class T>
 __global__ void __launch_bounds__(KV_THREADS)
     kv_write_f32(const __grid_constant__ struct kv_write_args p)
 {
-    const int dim = p.a.head_dim, head = (int)blockIdx.y, row = (int)blockIdx.x;
+    const int n = (int)(sizeof(T) / sizeof(float)), per_head = p.a.head_dim / n;
+    const int row = (int)blockIdx.x, k0 = p.a.n_heads * per_head, v0 = p.a.n_kv_heads * per_head;
     const int2 slot = slot_of(p, row);
     if (slot.x < 0)
         return;
-    const float *x = p.xf + (size_t)row * p.ld_xf;
-    const size_t at = kv_at(p.kv, p.a.layer, slot.x, head) + (size_t)(slot.y * dim);
-    for (int e = (int)threadIdx.x; e < dim; e += KV_THREADS) {
-        ((float *)p.kv.k)[at + e] = x[part_col(p.a, PART_K, head) + e];
-        ((float *)p.kv.v)[at + e] = x[part_col(p.a, PART_V, head) + e];
+    const T *x = (const T *)(p.xf + (size_t)row * p.ld_xf) + k0;
+    const size_t tile0 = kv_at(p.kv, p.a.layer, slot.x, 0) / n;
+    for (int i = (int)(blockIdx.y * KV_THREADS + threadIdx.x); i < v0;
+         i += (int)gridDim.y * KV_THREADS) {
+        const int head = i / per_head, e = i - head * per_head;
+        const size_t at = tile0 + (size_t)((head * SQ_KV_BLOCK + slot.y) * per_head + e);
+        ((T *)p.kv.k)[at] = x[i];
+        ((T *)p.kv.v)[at] = x[v0 + i];
     }
+}
+
+static void write_f32(cudaStream_t st, const struct kv_write_args &p)
+{
+    const bool quads = p.a.head_dim % 4 == 0 && p.ld_xf % 4 == 0;
+    const int units = p.a.n_kv_heads * p.a.head_dim / (quads ? 4 : 1);
+    /* few rows: spread one over several blocks */
+    const int per_row = p.n_rows >= 64 ? 1 : (units + KV_THREADS - 1) / KV_THREADS;
+    if (quads)
+        kv_write_f32<float4><<<dim3(p.n_rows, per_row), KV_THREADS, 0, st>>>(p);
+    else
+        kv_write_f32<float><<<dim3(p.n_rows, per_row), KV_THREADS, 0, st>>>(p);
 }
 
 cudaError_t sq_gpu_kv_write(cudaStream_t st, const struct sq_gpu_step *s, int n_rows,
@@ -109,7 +127,7 @@ cudaError_t sq_gpu_kv_write(cudaStream_t st, const struct sq_gpu_step *s, int n_
     const struct kv_write_args p = {*s, *kv, *a, x, xf, ld_xf, n_rows};
     const dim3 grid((n_rows + KV_ROWS - 1) / KV_ROWS, a->n_kv_heads);
     if (kv->is_f32)
-        kv_write_f32<<<dim3(n_rows, a->n_kv_heads), KV_THREADS, 0, st>>>(p);
+        write_f32(st, p);
     else if (a->head_dim % 16 == 0)
         kv_write_s8<4><<<grid, KV_THREADS, 0, st>>>(p);
     else

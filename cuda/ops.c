@@ -47,7 +47,7 @@ int sq_cuda_flush(struct sq_cuda *c)
         return norm_now(c, w.norm, w.x, w.n_rows, NULL, w.y);
     if (w.kind == SQ_PEND_ADD)
         return sq_cuda_check(c, sq_gpu_finish(c->st, &w.add), w.l->d.name);
-    return sq_cuda_linear_run(c, w.l, w.x, w.n_rows, w.y, epi_of(w.l), 0.0f, NULL, NULL);
+    return sq_cuda_linear_run(c, w.l, w.x, w.n_rows, w.y, epi_of(w.l), 0.0f, w.norm, w.norm_x);
 }
 
 /* The fault that sticks, or what the flush says. */
@@ -123,20 +123,27 @@ int sq_cuda_linear(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x,
     if (c->fault[0])
         return -SQ_E_DEVICE;
     const struct sq_cuda_wait w = c->wait;
-    if (w.kind == SQ_PEND_NORM && w.y == x && w.n_rows == rows && !l->d.dynamic &&
-        l->d.dtype == SQ_I8 && sq_cuda_use_small(l, rows)) {
+    const bool normed = w.kind == SQ_PEND_NORM && w.y == x && w.n_rows == rows && !l->d.dynamic &&
+                        l->d.dtype == SQ_I8 && sq_cuda_use_small(l, rows);
+    int rc = 0;
+    if (normed)
         c->wait.kind = SQ_PEND_NONE;
-        return sq_cuda_linear_run(c, l, x, rows, y, epi_of(l), 0.0f, w.norm, w.x->f);
-    }
-    int rc = sq_cuda_flush(c);
+    else
+        rc = sq_cuda_flush(c);
     if (rc || n_rows == 0)
         return rc;
-    if (l->d.dtype == SQ_I8 && epi_of(l) == SQ_EPI_F32 && l->d.n_out % 2 == 0) {
-        c->wait =
-            (struct sq_cuda_wait){.kind = SQ_PEND_LINEAR, .l = l, .x = x, .y = y, .n_rows = rows};
-        return 0;
-    }
-    return sq_cuda_linear_run(c, l, x, rows, y, epi_of(l), 0.0f, NULL, NULL);
+    struct sq_norm *norm = normed ? w.norm : NULL;
+    const float *norm_x = normed ? w.x->f : NULL;
+    if (l->d.dtype != SQ_I8 || epi_of(l) != SQ_EPI_F32 || l->d.n_out % 2)
+        return sq_cuda_linear_run(c, l, x, rows, y, epi_of(l), 0.0f, norm, norm_x);
+    c->wait = (struct sq_cuda_wait){.kind = SQ_PEND_LINEAR,
+                                    .l = l,
+                                    .x = x,
+                                    .y = y,
+                                    .norm = norm,
+                                    .norm_x = norm_x,
+                                    .n_rows = rows};
+    return 0;
 }
 
 int sq_cuda_swiglu(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
@@ -152,8 +159,8 @@ int sq_cuda_swiglu(struct sq_backend *be, struct sq_buf *x, int n_rows, float in
     if (w.kind == SQ_PEND_LINEAR && w.y == x && w.n_rows == rows && (!codes || inv_step > 0.0f)) {
         c->wait.kind = SQ_PEND_NONE;
         return sq_cuda_linear_run(c, w.l, w.x, rows, y,
-                                  codes ? SQ_EPI_SWIGLU_S8 : SQ_EPI_SWIGLU_F32, inv_step, NULL,
-                                  NULL);
+                                  codes ? SQ_EPI_SWIGLU_S8 : SQ_EPI_SWIGLU_F32, inv_step, w.norm,
+                                  w.norm_x);
     }
     int rc = sq_cuda_flush(c);
     if (rc || n_rows == 0)

@@ -535,7 +535,7 @@ static void check_gemm(size_t n_in, size_t n_out, int rows, enum sq_dtype t, enu
 {
     float *w = sq_new_array(float, n_in *n_out), *bias = sq_new_array(float, n_out);
     void *raw = weights(t, n_in * n_out, w);
-    struct sq_linear_desc d = {"w", n_out, n_in, t, false, out, act};
+    struct sq_linear_desc d = {"w", n_out, n_in, t, false, out, act, false};
     fill(bias, n_out);
     struct sq_linear *l = linear_new(&d, raw, rows % 2 ? bias : NULL);
     struct sq_buf *x = buf_new(SQ_BUF_F32, rows, n_in), *y = buf_new(SQ_BUF_F32, rows, n_out);
