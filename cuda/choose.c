@@ -119,10 +119,12 @@ int sq_cuda_choose(struct sq_cuda *c, struct sq_linear *l, int max_rows, struct 
         l->lt_buckets = known->lt_buckets;
         return 0;
     }
+    int rc = sq_cuda_zero(c, c->convert, c->convert_bytes, err); /* the trials' inputs */
+    if (rc)
+        return rc;
     for (int n = 1, i = 0; n <= SQ_MIN(max_rows, SQ_GPU_SMALL_MAX); n = sq_lt_bucket(n + 1), i++) {
         struct trial t = {.c = c, .l = l, .n_rows = n};
         float ms[2];
-        int rc = 0;
         if (!place(&t))
             continue;
         for (int small = 0; small < 2 && !rc; small++) {
