@@ -331,3 +331,16 @@ int sq_bench_repeat(const struct sq_stage_bench *b, const struct sq_config *conf
     rig_done(&r);
     return rc;
 }
+
+int sq_bench_choices(const struct sq_stage_bench *b, const struct sq_config *config,
+                     const struct sq_gpu_module *m, sq_gpu_choice_fn *each, void *ctx,
+                     struct sq_err *err)
+{
+    struct rig r;
+    struct sq_config built = config_for(config, true, 1);
+    int rc = rig_init(&r, b, &built, err);
+    if (!rc)
+        m->choices(r.be, each, ctx);
+    rig_done(&r);
+    return rc;
+}

@@ -51,6 +51,11 @@ struct sq_stage_bench {
 int sq_bench_stages(const struct sq_stage_bench *b, const struct sq_config *config, bool int8,
                     struct sq_stage_figure *ret, struct sq_err *err) SQ_CHECKED;
 
+/* Which way each matmul of few rows goes on this device, of a build of one layer; the first stage says how many rows at most. */
+int sq_bench_choices(const struct sq_stage_bench *b, const struct sq_config *config,
+                     const struct sq_gpu_module *m, sq_gpu_choice_fn *each, void *ctx,
+                     struct sq_err *err) SQ_CHECKED;
+
 /* Runs the first stage n_samples times on a build of n_layers, for whoever counts what the device does. */
 int sq_bench_repeat(const struct sq_stage_bench *b, const struct sq_config *config, bool int8,
                     struct sq_err *err) SQ_CHECKED;

@@ -49,6 +49,9 @@ int sq_gpu_cmd_option(struct sq_gpu_cmd *c, int opt, const char *value)
     case SQ_GPU_OPT_LAYER:
         c->layer = value;
         return 0;
+    case SQ_GPU_OPT_TUNE:
+        c->tune = true;
+        return 0;
     case SQ_GPU_OPT_STAGE:
         if (sq_stage_parse(value, &c->stage))
             return 0;
@@ -201,12 +204,32 @@ static int measure_side(struct run *r, const char *shape, const struct sq_config
     return rc;
 }
 
+static void print_choice(void *ctx, const struct sq_gpu_choice *t)
+{
+    struct run *r = ctx;
+    const char *way = t->own ? "own" : "library";
+    begin_entry(r);
+    if (r->c->json)
+        printf(
+            "{\"linear\": \"%s\", \"n_out\": %zu, \"n_in\": %zu, \"rows\": %d, \"own_us\": %.3f, "
+            "\"library_us\": %.3f, \"taken\": \"%s\"}",
+            t->name, t->n_out, t->n_in, t->n_rows, t->own_us, t->library_us, way);
+    else if (t->own_us > 0)
+        printf("%-28s %6zu x %-6zu %3d rows  own %9.2f us  library %9.2f us  %s\n", t->name,
+               t->n_out, t->n_in, t->n_rows, t->own_us, t->library_us, way);
+    else
+        printf("%-28s %6zu x %-6zu %3d rows  not timed on this device  %s\n", t->name, t->n_out,
+               t->n_in, t->n_rows, way);
+}
+
 static int run_shape(struct run *r, const char *shape, const struct sq_config *config,
                      struct sq_err *err)
 {
     struct sq_stage_figure int8[MAX_STAGES], f16[MAX_STAGES];
     bool has_int8 = false, has_f16 = false;
     const double spent_s = (double)(sq_now_ns() - r->start_ns) / 1e9;
+    if (r->c->tune)
+        return sq_bench_choices(&r->bench, config, sq_gpu_module(r->gpu), print_choice, r, err);
     if (r->c->budget_s && spent_s > r->c->budget_s) {
         print_note(r, shape, "all", "no time left");
         return 0;
@@ -258,6 +281,22 @@ static int run_roof(struct run *r, struct sq_err *err)
     return rc;
 }
 
+static int run_tune(struct run *r, struct sq_err *err)
+{
+    static const struct sq_stage rows = {.decode = true, .n = 64, .context = 1};
+    r->bench.stages = &rows;
+    r->bench.n_stages = 1;
+    r->bench.n_layers = 1;
+    const char *name = sq_gpu_probed(r->gpu)->name;
+    if (r->c->json)
+        printf("{\"version\": \"%s\", \"device\": \"%s\",\n \"matmuls\": [\n  ", SQD_VERSION, name);
+    else
+        printf("sqd %s, %s\n", SQD_VERSION, name);
+    int rc = run_shapes(r, err);
+    printf("%s", r->c->json ? "]}\n" : "");
+    return rc;
+}
+
 /* A layer's launches are what two runs of this differ by, with one layer and with two. */
 static int run_layer(struct run *r, struct sq_err *err)
 {
@@ -284,10 +323,12 @@ int sq_gpu_cmd_run(const struct sq_gpu_cmd *c)
     struct sq_err err = {0};
     if (c->layer && !c->stage.n)
         return sq_cmd_usage("bench", "--layer needs --stage");
+    if (c->tune && (!c->cuda || c->layer))
+        return sq_cmd_usage("bench", "--tune is of --backend cuda, and a run of its own");
     r.bench = (struct sq_stage_bench){.open = open_backend, .ctx = &r, .n_samples = c->n_samples};
     int rc = c->cuda ? sq_gpu_open(false, &r.gpu, &err) : 0;
     if (!rc)
-        rc = c->layer ? run_layer(&r, &err) : run_roof(&r, &err);
+        rc = c->layer ? run_layer(&r, &err) : c->tune ? run_tune(&r, &err) : run_roof(&r, &err);
     sq_gpu_close(r.gpu);
     if (rc)
         return sq_cmd_fail("bench", &err);

@@ -5,6 +5,7 @@
 
 struct sq_gpu_cmd {
     bool cuda;             /* --backend cuda; else the CPU, for --layer */
+    bool tune;             /* which way matmuls of few rows go */
     const char *layer;     /* shape, or NULL: the roof */
     struct sq_stage stage; /* with layer; n 0 = not given */
     bool int8, f16;        /* --scheme; both false: both */
@@ -24,6 +25,7 @@ struct sq_gpu_cmd {
 enum {
     SQ_GPU_OPT_BACKEND = SQ_GPU_OPT,
     SQ_GPU_OPT_LAYER,
+    SQ_GPU_OPT_TUNE,
     SQ_GPU_OPT_STAGE,
     SQ_GPU_OPT_SCHEME,
     SQ_GPU_OPT_LAYERS,
@@ -31,9 +33,10 @@ enum {
     SQ_GPU_OPT_BUDGET
 };
 #define SQ_GPU_OPTIONS                                                                             \
-    {"backend", 1, NULL, SQ_GPU_OPT_BACKEND}, {"layer", 1, NULL, SQ_GPU_OPT_LAYER},                \
-        {"stage", 1, NULL, SQ_GPU_OPT_STAGE}, {"scheme", 1, NULL, SQ_GPU_OPT_SCHEME},              \
-        {"layers", 1, NULL, SQ_GPU_OPT_LAYERS}, {"vocabulary", 1, NULL, SQ_GPU_OPT_VOCABULARY},    \
+    {"tune", 0, NULL, SQ_GPU_OPT_TUNE}, {"backend", 1, NULL, SQ_GPU_OPT_BACKEND},                  \
+        {"layer", 1, NULL, SQ_GPU_OPT_LAYER}, {"stage", 1, NULL, SQ_GPU_OPT_STAGE},                \
+        {"scheme", 1, NULL, SQ_GPU_OPT_SCHEME}, {"layers", 1, NULL, SQ_GPU_OPT_LAYERS},            \
+        {"vocabulary", 1, NULL, SQ_GPU_OPT_VOCABULARY},                                            \
     {                                                                                              \
         "budget", 1, NULL, SQ_GPU_OPT_BUDGET                                                       \
     }
@@ -44,6 +47,8 @@ enum {
     "  --scheme w8a8|f16     only one of the two\n"                                                \
     "  --layers N            layers that are built and timed, the rest follows; 0 = all [8]\n"     \
     "  --budget SECONDS      shapes that would begin later are left out\n"                         \
+    "  --tune                instead: times our kernel against the library for matmuls of few\n"   \
+    "                        rows, as every start on a GPU does, and prints what is taken\n"       \
     "  --layer SHAPE         no figures: runs --stage (decode:ROWS:CONTEXT, prefill:ROWS)\n"       \
     "                        --samples times on a build of --layers, for tools that count\n"       \
     "  --vocabulary N        with --layer: at most so many tokens\n"

@@ -162,7 +162,7 @@ static int parse(struct bench *b, int argc, char **argv)
     }
     if (optind < argc)
         return sq_cmd_usage("bench", "unexpected argument '%s'", argv[optind]);
-    if (!b->roof && !b->gpu.layer)
+    if (!b->roof && !b->gpu.layer && !b->gpu.tune)
         return sq_cmd_usage("bench", "nothing to do: give --roof");
     if (!b->kernels && !b->steps)
         return sq_cmd_usage("bench", "--kernels and --steps exclude each other");
@@ -277,7 +277,7 @@ int sq_cmd_bench(int argc, char **argv)
     int code = parse(&b, argc, argv);
     if (code)
         return code < 0 ? SQ_EXIT_OK : code;
-    if (b.gpu.cuda || b.gpu.layer)
+    if (b.gpu.cuda || b.gpu.layer || b.gpu.tune)
         return run_gpu(&b);
     struct sq_err err = {0};
     const char *best = b.variant ? b.variant : sq_cpu_variant_names()[0];

@@ -85,6 +85,17 @@ def test_layer_model(sqd_binary, tmp_path):
     assert p.returncode == 1 and "of the bandwidth floor" in p.stdout
 
 
+def test_tune(sqd_binary):
+    got = json.loads(bench(sqd_binary, "--tune", "--backend", "cuda", "--shapes", "tiny-opt", "--json"))
+    linears = {m["linear"] for m in got["matmuls"]}
+    assert len(linears) >= 4 and len(got["matmuls"]) == 9 * len(linears)
+    for m in got["matmuls"]:
+        timed = not got["device"].endswith("(softgpu)")
+        assert (m["own_us"] > 0) == timed and m["rows"] <= 64
+        assert m["taken"] == ("own" if (m["own_us"] <= m["library_us"] if timed else m["rows"] <= 32) else "library")
+    assert "of --backend cuda" in bench(sqd_binary, "--tune", code=64)
+
+
 @softgpu
 def test_check_script(sqd_binary, tmp_path):
     """scripts/gpu-check from start to end, and that it sees what is wrong."""
