@@ -19,8 +19,9 @@
 #define PIECE_NS 250000.0
 #define WAKE_NS 100000.0    /* workers are at work after this */
 #define SAMPLE_NS 1500000.0 /* calls of one sample take at least this */
-#define N_SAMPLES 11
-#define N_SAMPLES_QUICK 5
+#define N_SAMPLES 7         /* of a cell in one pass */
+/* Over all cells: a neighbour on the host who is busy for a while spoils a minority of the samples of each. */
+#define N_PASSES 5
 #define RETRY_NS 1.0e9   /* of a cell's time at most go into taking disturbed samples again */
 #define QUIET_SHARE 0.96 /* of the processors' time in a sample that we must have had ourselves */
 #define FEW_ROWS 4       /* up to here bandwidth is the roof */
@@ -157,13 +158,22 @@ static const struct shape quick_shapes[] = {{768, 3072}, {4096, 4096}};
 static const int row_counts[] = {1, 4, 16, 64, 512};
 #define MAX_ROWS 512
 
+static const struct shape *shapes_of(const struct sq_roof_options *o)
+{
+    return o->quick ? quick_shapes : shapes;
+}
+
+static size_t n_shapes_of(const struct sq_roof_options *o)
+{
+    return o->quick ? SQ_ARRAY_LEN(quick_shapes) : SQ_ARRAY_LEN(shapes);
+}
+
 struct bench {
     struct sq_backend *be;
     struct sq_roof_probe *probe;
     struct sq_buf *x, *y;
     struct sq_linear **weights; /* [n_weights] copies of one matrix */
     size_t n_weights, next;
-    int n_samples;
 };
 
 static void bench_done(struct bench *b)
@@ -210,15 +220,12 @@ static int weight_new(struct bench *b, const struct shape *s, const int8_t *row,
 }
 
 static int bench_init(struct bench *b, struct sq_backend *be, struct sq_roof_probe *probe,
-                      const struct shape *s, int n_samples, struct sq_err *err)
+                      const struct shape *s, struct sq_err *err)
 {
     const size_t n = sq_div_up(WEIGHT_BYTES, s->k * s->n);
     SQ_AUTO_FREE int8_t *row = sq_malloc(s->k);
     SQ_AUTO_FREE float *mul = sq_new_array(float, s->n);
-    *b = (struct bench){.be = be,
-                        .probe = probe,
-                        .n_samples = n_samples,
-                        .weights = sq_new_array(struct sq_linear *, n)};
+    *b = (struct bench){.be = be, .probe = probe, .weights = sq_new_array(struct sq_linear *, n)};
     if (!row || !mul || !b->weights)
         return sq_fail(err, SQ_E_NOMEM, "out of memory for a benchmark of %zu x %zu", s->k, s->n);
     fill_codes(row, s->k);
@@ -283,69 +290,81 @@ static struct sample take_sample(struct bench *b, const struct sq_roof_cell *c, 
     return s;
 }
 
-static void measure(struct bench *b, struct sq_roof_cell *c)
+/* A cell and its samples of all passes. */
+struct cell {
+    struct sq_roof_cell c;
+    double ns[N_PASSES * N_SAMPLES], probe[N_PASSES * N_SAMPLES];
+};
+
+static void measure(struct bench *b, struct cell *e)
 {
-    double ns[N_SAMPLES], rate[N_SAMPLES], probe[N_SAMPLES], share[N_SAMPLES];
-    const double work =
-        c->by_bandwidth ? (double)c->k * (double)c->n : 2.0 * c->m * (double)c->k * (double)c->n;
-    const int n = b->n_samples;
+    struct sq_roof_cell *c = &e->c;
     step_open(b->be);
     const size_t n_calls = (size_t)(SAMPLE_NS / run_calls(b, c->m, 1)) + 1;
     const uint64_t t0 = sq_now_ns();
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < N_SAMPLES; i++, c->n_samples++) {
         struct sample s = take_sample(b, c, n_calls);
         while (!s.quiet && (double)(sq_now_ns() - t0) < RETRY_NS)
             s = take_sample(b, c, n_calls);
         c->n_quiet += s.quiet;
-        ns[i] = s.ns;
-        probe[i] = s.probe;
-        rate[i] = work / s.ns;
-        share[i] = s.probe > 0 ? rate[i] / s.probe : 0;
+        e->ns[c->n_samples] = s.ns;
+        e->probe[c->n_samples] = s.probe;
     }
     (void)b->be->ops->step_end(b->be);
-    c->n_samples = n;
-    c->us = sq_roof_median(ns, n) / 1e3;
+}
+
+static void conclude(struct cell *e)
+{
+    struct sq_roof_cell *c = &e->c;
+    const double work =
+        c->by_bandwidth ? (double)c->k * (double)c->n : 2.0 * c->m * (double)c->k * (double)c->n;
+    double rate[N_PASSES * N_SAMPLES], share[N_PASSES * N_SAMPLES];
+    const int n = c->n_samples;
+    for (int i = 0; i < n; i++) {
+        rate[i] = work / e->ns[i];
+        share[i] = e->probe[i] > 0 ? rate[i] / e->probe[i] : 0;
+    }
+    c->us = sq_roof_median(e->ns, n) / 1e3;
     c->rate = sq_roof_median(rate, n);
-    c->probe = sq_roof_median(probe, n);
+    c->probe = sq_roof_median(e->probe, n);
     c->share = sq_roof_median(share, n); /* sorts */
     c->share_min = share[0];
     c->share_max = share[n - 1];
 }
 
-/* All row counts of one shape. */
-static int run_shape(struct sq_backend *be, struct sq_roof_probe *probe, int threads,
-                     const struct shape *s, bool quick, sq_roof_fn *fn, void *arg,
-                     struct sq_err *err)
+/* All row counts of one shape, once; their cells lie side by side. */
+static int run_shape(struct sq_backend *be, struct sq_roof_probe *probe, const struct shape *s,
+                     int threads, struct cell *cells, struct sq_err *err)
 {
     struct bench b;
-    int rc = bench_init(&b, be, probe, s, quick ? N_SAMPLES_QUICK : N_SAMPLES, err);
+    int rc = bench_init(&b, be, probe, s, err);
     for (size_t i = 0; i < SQ_ARRAY_LEN(row_counts) && rc == 0; i++) {
-        struct sq_roof_cell c = {.threads = threads,
-                                 .m = row_counts[i],
-                                 .k = s->k,
-                                 .n = s->n,
-                                 .by_bandwidth = row_counts[i] <= FEW_ROWS};
-        measure(&b, &c);
-        fn(arg, &c);
+        struct sq_roof_cell *c = &cells[i].c;
+        c->threads = threads;
+        c->m = row_counts[i];
+        c->k = s->k;
+        c->n = s->n;
+        c->by_bandwidth = row_counts[i] <= FEW_ROWS;
+        measure(&b, &cells[i]);
     }
     bench_done(&b);
     return rc;
 }
 
-static int run_threads(const struct sq_roof_options *o, int threads, sq_roof_fn *fn, void *arg,
+/* All shapes on one number of threads, once. */
+static int run_threads(const struct sq_roof_options *o, int threads, struct cell *cells,
                        struct sq_err *err)
 {
     const struct sq_cpu_options cpu = {.n_threads = threads, .variant = o->variant};
-    const struct shape *s = o->quick ? quick_shapes : shapes;
-    const size_t n = o->quick ? SQ_ARRAY_LEN(quick_shapes) : SQ_ARRAY_LEN(shapes);
+    const struct shape *s = shapes_of(o);
     struct sq_backend *be;
     struct sq_roof_probe *probe = NULL;
     int rc = sq_cpu_open(&cpu, &be, err);
     if (rc)
         return rc;
     rc = sq_roof_probe_new(be, &probe, err);
-    for (size_t i = 0; i < n && rc == 0; i++)
-        rc = run_shape(be, probe, threads, &s[i], o->quick, fn, arg, err);
+    for (size_t i = 0; i < n_shapes_of(o) && rc == 0; i++)
+        rc = run_shape(be, probe, &s[i], threads, cells + i * SQ_ARRAY_LEN(row_counts), err);
     sq_roof_probe_free(probe);
     be->ops->close(be);
     return rc;
@@ -355,12 +374,21 @@ int sq_roof_run(const struct sq_roof_options *o, sq_roof_fn *fn, void *arg, stru
 {
     static const int usual[] = {1, 2, 0};
     const int *threads = o->threads[0] ? o->threads : usual;
-    for (int i = 0; i < SQ_ROOF_THREADS_MAX && threads[i]; i++) {
-        if (threads[i] < 0 || threads[i] > 4096)
-            return sq_fail(err, SQ_E_INVAL, "%d threads: expected 1 to 4096", threads[i]);
-        int rc = run_threads(o, threads[i], fn, arg, err);
-        if (rc)
-            return rc;
+    const size_t each = n_shapes_of(o) * SQ_ARRAY_LEN(row_counts);
+    size_t n = 0;
+    for (; n < SQ_ROOF_THREADS_MAX && threads[n]; n++)
+        if (threads[n] < 0 || threads[n] > 4096)
+            return sq_fail(err, SQ_E_INVAL, "%d threads: expected 1 to 4096", threads[n]);
+    SQ_AUTO_FREE struct cell *cells = sq_new_array(struct cell, n * each);
+    if (!cells)
+        return sq_fail(err, SQ_E_NOMEM, "out of memory for samples");
+    int rc = 0;
+    for (int pass = 0; pass < (o->quick ? 1 : N_PASSES); pass++)
+        for (size_t i = 0; i < n && rc == 0; i++)
+            rc = run_threads(o, threads[i], cells + i * each, err);
+    for (size_t i = 0; i < n * each && rc == 0; i++) {
+        conclude(&cells[i]);
+        fn(arg, &cells[i].c);
     }
-    return 0;
+    return rc;
 }

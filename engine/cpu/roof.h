@@ -2,7 +2,8 @@
  *
  * Absolute figures of a shared machine are worth little, so each sample of a kernel is paired with a probe that ran right before it
  * on the same threads, and a share is the median of the paired ratios: of the INT8 peak (multiply-accumulate on registers only)
- * for many rows, of the read bandwidth of the memory for few. Weights rotate through enough memory to come from DRAM. */
+ * for many rows, of the read bandwidth of the memory for few. Weights rotate through enough memory to come from DRAM. All cells are
+ * measured in several passes, so that what disturbs the host for some seconds does not decide a cell. */
 #pragma once
 
 #include <stdbool.h>
@@ -16,7 +17,7 @@
 struct sq_roof_options {
     const char *variant;              /* NULL: the best one this processor runs */
     int threads[SQ_ROOF_THREADS_MAX]; /* counts to measure, ended by 0; all 0: 1 and 2 */
-    bool quick;                       /* two shapes, fewer samples: some 3 seconds */
+    bool quick;                       /* two shapes, one pass: some 3 seconds */
 };
 
 /* One kernel: y[m, n] from x[m, k] and w[n, k]; int8 out where n > k, else added to an f32 residual. */
@@ -32,7 +33,7 @@ struct sq_roof_cell {
         n_quiet; /* and in how many of them nobody else ran on our processors; others are taken again, within limits */
 };
 
-/* Called after each cell, in order; `arg` is the caller's. */
+/* Called for each cell when all are measured, in order; `arg` is the caller's. */
 typedef void sq_roof_fn(void *arg, const struct sq_roof_cell *cell);
 
 /* Runs everything, in at most two minutes on two cores, with about 0.6 GB of memory.
