@@ -40,7 +40,7 @@ struct sq_stage_bench {
     const struct sq_gpu_ceilings *ceilings;
     const struct sq_stage *stages; /* [n_stages] */
     int n_stages;
-    int n_layers; /* to build; 0 = all */
+    int n_layers; /* to build: at least 2 of sq_bench_stages, which takes less as all */
     int n_samples;
     int vocab; /* of sq_bench_repeat's build, at most; 0 = the configuration's */
     bool

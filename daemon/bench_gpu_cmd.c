@@ -122,8 +122,8 @@ static void print_header(const struct run *r)
     const struct sq_gpu_ceilings *t = &r->ceilings;
     const char *name = sq_gpu_probed(r->gpu)->name;
     if (r->c->json)
-        printf("{\"version\": \"%s\", \"device\": \"%s\",\n \"ceilings\": {\"read_GBps\": %.1f, "
-               "\"int8_TOPS\": %.2f, \"f16_TFLOPS\": %.2f},\n \"steps\": [\n  ",
+        printf("{\"version\": \"%s\", \"device\": \"%s\",\n \"ceilings\": {\"read_GBps\": %.6g, "
+               "\"int8_TOPS\": %.6g, \"f16_TFLOPS\": %.6g},\n \"steps\": [\n  ",
                SQD_VERSION, name, t->read_bytes_per_s / 1e9, t->int8_ops_per_s / 1e12,
                t->f16_ops_per_s / 1e12);
     else
@@ -157,7 +157,7 @@ static void print_stage(struct run *r, const char *shape, const struct sq_stage_
         if (f16)
             print_side("f16", f16);
         if (int8 && f16)
-            printf(", \"f16_over_int8\": %.3f", f16->ms / int8->ms);
+            printf(", \"f16_over_int8\": %.4g", f16->ms / int8->ms);
         printf("}");
     } else {
         const struct sq_stage_figure *sides[] = {int8, f16};
@@ -304,9 +304,13 @@ static int run_layer(struct run *r, struct sq_err *err)
     int rc = sq_shape_config(r->c->layer, &config, err);
     r->bench.stages = &r->c->stage;
     r->bench.n_stages = 1;
-    r->bench.n_layers = r->c->n_layers > 0 ? r->c->n_layers : 1;
     r->bench.vocab = r->c->vocab;
-    rc = rc ? rc : sq_bench_repeat(&r->bench, &config, !r->c->f16, err);
+    if (!rc) {
+        r->bench.n_layers = r->c->n_layers < 0 ? 1
+                            : r->c->n_layers   ? r->c->n_layers
+                                               : config.n_layers;
+        rc = sq_bench_repeat(&r->bench, &config, !r->c->f16, err);
+    }
     if (!rc)
         printf("{\"shape\": \"%s\", \"layers\": %d, \"hidden\": %d, \"ffn\": %d, \"heads\": %d, "
                "\"kv_heads\": %d, \"head_dim\": %d, \"gated\": %s, \"model_layers\": %d, "
@@ -325,6 +329,9 @@ int sq_gpu_cmd_run(const struct sq_gpu_cmd *c)
         return sq_cmd_usage("bench", "--layer needs --stage");
     if (c->tune && (!c->cuda || c->layer))
         return sq_cmd_usage("bench", "--tune is of --backend cuda, and a run of its own");
+    if (!c->layer && c->n_layers == 1)
+        return sq_cmd_usage("bench", "--layers: expected 0 or at least 2, found 1: the cost of a "
+                                     "layer is what two builds differ by");
     r.bench = (struct sq_stage_bench){.open = open_backend, .ctx = &r, .n_samples = c->n_samples};
     int rc = c->cuda ? sq_gpu_open(false, &r.gpu, &err) : 0;
     if (!rc)
@@ -332,5 +339,5 @@ int sq_gpu_cmd_run(const struct sq_gpu_cmd *c)
     sq_gpu_close(r.gpu);
     if (rc)
         return sq_cmd_fail("bench", &err);
-    return fflush(stdout) ? SQ_EXIT_RUNTIME : SQ_EXIT_OK;
+    return sq_cmd_end("bench");
 }

@@ -45,12 +45,13 @@ enum {
     "the same run, INT8 beside 16-bit weights:\n"                                                  \
     "  --backend cpu|cuda    [cpu]\n"                                                              \
     "  --scheme w8a8|f16     only one of the two\n"                                                \
-    "  --layers N            layers that are built and timed, the rest follows; 0 = all [8]\n"     \
+    "  --layers N            layers, 2 or more, that are built and timed, the rest follows;\n"     \
+    "                        0 = all [8]\n"                                                        \
     "  --budget SECONDS      shapes that would begin later are left out\n"                         \
     "  --tune                instead: times our kernel against the library for matmuls of few\n"   \
     "                        rows, as every start on a GPU does, and prints what is taken\n"       \
     "  --layer SHAPE         no figures: runs --stage (decode:ROWS:CONTEXT, prefill:ROWS)\n"       \
-    "                        --samples times on a build of --layers, for tools that count\n"       \
+    "                        --samples times on a build of --layers [1], for tools that count\n"   \
     "  --vocabulary N        with --layer: at most so many tokens\n"
 
 /* 0, or an exit code. */

@@ -1,14 +1,13 @@
 #include "daemon/bench_shapes.h"
 
-#include <fcntl.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 
-/* kv_heads 0: the OPT family, as many as heads. */
+/* kv_heads 0: the OPT family, which has as many as heads. */
 struct shape {
     const char *name;
     int layers, hidden, ffn, heads, kv_heads, vocab;
@@ -22,33 +21,26 @@ static const struct shape shapes[] = {
     {"tiny-llama", 6, 256, 512, 4, 2, 512},
 };
 
-static int llama_config(const struct shape *s, struct sq_config *ret, struct sq_err *err)
-{
-    char json[640];
-    int n = snprintf(
-        json, sizeof json,
-        "{\"model_type\": \"llama\", \"architectures\": [\"LlamaForCausalLM\"], "
-        "\"num_hidden_layers\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, "
-        "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"vocab_size\": %d, "
-        "\"max_position_embeddings\": 8192, \"rope_theta\": 500000.0, \"rms_norm_eps\": 1e-05, "
-        "\"hidden_act\": \"silu\", \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\", "
-        "\"bos_token_id\": 1, \"eos_token_id\": 2}",
-        s->layers, s->hidden, s->ffn, s->heads, s->kv_heads, s->vocab);
-    return sq_config_parse(json, (size_t)n, s->name, ret, err);
-}
+static const char opt_keys[] = "\"model_type\": \"opt\", \"architectures\": [\"OPTForCausalLM\"], "
+                               "\"max_position_embeddings\": 2048, \"do_layer_norm_before\": true, "
+                               "\"activation_function\": \"relu\", \"torch_dtype\": \"float16\", "
+                               "\"bos_token_id\": 2, \"eos_token_id\": 2, \"pad_token_id\": 1";
+static const char llama_keys[] =
+    "\"model_type\": \"llama\", \"architectures\": [\"LlamaForCausalLM\"], "
+    "\"max_position_embeddings\": 8192, \"rope_theta\": 500000.0, \"rms_norm_eps\": 1e-05, "
+    "\"hidden_act\": \"silu\", \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\", "
+    "\"bos_token_id\": 1, \"eos_token_id\": 2";
 
-static int opt_config(const struct shape *s, struct sq_config *ret, struct sq_err *err)
+/* The sizes under both families' names: each reads its own and passes over the other's. */
+static int config_of(const struct shape *s, struct sq_config *ret, struct sq_err *err)
 {
-    char json[512];
-    int n = snprintf(
-        json, sizeof json,
-        "{\"model_type\": \"opt\", \"architectures\": [\"OPTForCausalLM\"], \"num_hidden_layers\": "
-        "%d, \"hidden_size\": %d, \"ffn_dim\": %d, "
-        "\"num_attention_heads\": %d, \"word_embed_proj_dim\": %d, \"vocab_size\": %d, "
-        "\"max_position_embeddings\": 2048, "
-        "\"do_layer_norm_before\": true, \"activation_function\": \"relu\", \"torch_dtype\": "
-        "\"float16\", \"bos_token_id\": 2, \"eos_token_id\": 2, \"pad_token_id\": 1}",
-        s->layers, s->hidden, s->ffn, s->heads, s->hidden, s->vocab);
+    char json[1024];
+    int n = snprintf(json, sizeof json,
+                     "{%s, \"num_hidden_layers\": %d, \"hidden_size\": %d, \"vocab_size\": %d, "
+                     "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, "
+                     "\"ffn_dim\": %d, \"intermediate_size\": %d}",
+                     s->kv_heads ? llama_keys : opt_keys, s->layers, s->hidden, s->vocab, s->heads,
+                     s->kv_heads, s->ffn, s->ffn);
     return sq_config_parse(json, (size_t)n, s->name, ret, err);
 }
 
@@ -56,23 +48,25 @@ int sq_shape_config(const char *name, struct sq_config *ret, struct sq_err *err)
 {
     for (size_t i = 0; i < SQ_ARRAY_LEN(shapes); i++)
         if (strcmp(shapes[i].name, name) == 0)
-            return shapes[i].kv_heads ? llama_config(&shapes[i], ret, err)
-                                      : opt_config(&shapes[i], ret, err);
+            return config_of(&shapes[i], ret, err);
     return sq_fail(err, SQ_E_NOTFOUND, "unknown shape '%s'; known: " SQ_SHAPE_NAMES, name);
 }
 
 int sq_shape_file(const char *path, struct sq_config *ret, struct sq_err *err)
 {
-    const size_t max = 1 << 20; /* config.h's own limit */
+    const size_t max =
+        (1 << 20) + 1; /* one byte more than a config.json may have: that is refused */
     SQ_AUTO_FREE char *json = sq_malloc(max);
     if (!json)
         return sq_fail(err, SQ_E_NOMEM, "out of memory");
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return sq_fail(err, SQ_E_NOTFOUND, "%s: cannot be opened", path);
-    ssize_t n = read(fd, json, max);
-    close(fd);
-    if (n <= 0)
-        return sq_fail(err, SQ_E_IO, "%s: cannot be read", path);
-    return sq_config_parse(json, (size_t)n, path, ret, err);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return sq_fail(err, errno == ENOENT ? SQ_E_NOTFOUND : SQ_E_IO, "%s: %s", path,
+                       strerror(errno));
+    size_t n = fread(json, 1, max, f);
+    int failed = ferror(f) ? errno : 0;
+    fclose(f);
+    if (failed)
+        return sq_fail(err, SQ_E_IO, "%s: %s", path, strerror(failed));
+    return sq_config_parse(json, n, path, ret, err);
 }

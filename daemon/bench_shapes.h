@@ -10,5 +10,5 @@
 
 /* A float configuration of a named shape. -SQ_E_NOTFOUND: no such shape. */
 int sq_shape_config(const char *name, struct sq_config *ret, struct sq_err *err) SQ_CHECKED;
-/* The configuration in a config.json, whatever it is called. */
+/* The configuration in a config.json, whatever it is called. -SQ_E_NOTFOUND, -SQ_E_IO, or what sq_config_parse says. */
 int sq_shape_file(const char *path, struct sq_config *ret, struct sq_err *err) SQ_CHECKED;

@@ -28,6 +28,7 @@ struct sq_step_options {
 
 #define SQ_N_STEP_FIGURES 4 /* prefill 128, decode B = 1, 16, 32 at context 128 to 160 */
 
-/* Random W8A8 O3 weights with an int8 head; needs the memory of such a model. */
+/* Random W8A8 O3 weights with an int8 head; needs the memory of such a model. Errors: -SQ_E_LIMIT where it has fewer positions than the steps
+ * reach, -SQ_E_NOTSUP (variant), -SQ_E_NOMEM. */
 int sq_bench_steps(const struct sq_step_options *o, struct sq_step_figure ret[SQ_N_STEP_FIGURES],
                    struct sq_err *err) SQ_CHECKED;

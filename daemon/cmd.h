@@ -24,5 +24,7 @@ int sq_cmd_bench(int argc, char **argv);
 enum sq_exit sq_exit_code(const struct sq_err *err);
 /* Prints "sqd <command>: <message>" to stderr and returns the exit code. */
 int sq_cmd_fail(const char *command, const struct sq_err *err);
-/* As above for a usage error, with a hint to --help. */
+/* Ends a command whose results are on stdout: SQ_EXIT_OK once they are written, SQ_EXIT_RUNTIME with a message where they cannot be. */
+int sq_cmd_end(const char *command);
+/* As sq_cmd_fail for a usage error, with a hint to --help. */
 int sq_cmd_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -31,7 +31,7 @@ static void help(FILE *out)
 {
     fputs(
         "Measures speed as shares of the machine's own peaks, probed in the same run.\n\n"
-        "Usage: sqd bench --roof [OPTIONS]\n\n"
+        "Usage: sqd bench --roof|--tune [OPTIONS]\n\n"
         "  --roof                INT8 matmul kernels (M = 1, 4, 16, 64, 512) and whole steps "
         "(prefill 128, decode B = 1, 16, 32)\n"
         "  --kernels, --steps    only one of the two\n"
@@ -82,28 +82,21 @@ static int parse_shapes(struct bench *b, char *list)
 
 static int parse(struct bench *b, int argc, char **argv)
 {
-    enum {
-        ROOF = 1,
-        KERNELS,
-        STEPS,
-        SHAPES,
-        CONFIG,
-        RANDOM,
-        THREADS,
-        KERNEL,
-        SAMPLES,
-        QUICK,
-        JSON,
-        HELP
-    };
+    enum { ROOF = 1, KERNELS, STEPS, SHAPES, CONFIG, THREADS, KERNEL, SAMPLES, QUICK, JSON, HELP };
     static const struct option options[] = {
-        {"roof", 0, NULL, ROOF},       {"kernels", 0, NULL, KERNELS},
-        {"steps", 0, NULL, STEPS},     {"shapes", 1, NULL, SHAPES},
-        {"config", 1, NULL, CONFIG},   {"random-weights", 0, NULL, RANDOM},
-        {"threads", 1, NULL, THREADS}, {"kernel", 1, NULL, KERNEL},
-        {"samples", 1, NULL, SAMPLES}, {"quick", 0, NULL, QUICK},
-        {"json", 0, NULL, JSON},       SQ_GPU_OPTIONS,
-        {"help", 0, NULL, HELP},       {0},
+        {"roof", 0, NULL, ROOF},
+        {"kernels", 0, NULL, KERNELS},
+        {"steps", 0, NULL, STEPS},
+        {"shapes", 1, NULL, SHAPES},
+        {"config", 1, NULL, CONFIG},
+        {"threads", 1, NULL, THREADS},
+        {"kernel", 1, NULL, KERNEL},
+        {"samples", 1, NULL, SAMPLES},
+        {"quick", 0, NULL, QUICK},
+        {"json", 0, NULL, JSON},
+        SQ_GPU_OPTIONS,
+        {"help", 0, NULL, HELP},
+        {0},
     };
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
@@ -125,8 +118,6 @@ static int parse(struct bench *b, int argc, char **argv)
         case CONFIG:
             b->config = optarg;
             break;
-        case RANDOM:
-            break; /* the only kind there is for --config */
         case THREADS:
             rc = parse_threads(b, optarg);
             break;
@@ -297,5 +288,5 @@ int sq_cmd_bench(int argc, char **argv)
         printf("%s", b.json ? "]" : "");
     }
     printf("%s", b.json ? "}\n" : "");
-    return rc ? sq_cmd_fail("bench", &err) : SQ_EXIT_OK;
+    return rc ? sq_cmd_fail("bench", &err) : sq_cmd_end("bench");
 }

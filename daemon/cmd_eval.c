@@ -137,5 +137,5 @@ int sq_cmd_eval(int argc, char **argv)
     if (rc)
         return sq_cmd_fail("eval", &err);
     sq_report_eval(stdout, a.json, &a.o, &result, a.against, a.against ? &against : NULL);
-    return fflush(stdout) ? SQ_EXIT_RUNTIME : SQ_EXIT_OK;
+    return sq_cmd_end("eval");
 }

@@ -21,8 +21,8 @@ static const char help_text[] =
     "  --out DIR           where the result goes; must not exist, or be empty\n"
     "  --level o3|o1       o3: static activation steps (default); o1: per-token steps at run time\n"
     "  --alpha A           0 to 1, how much moves from activations to weights (default 0.5)\n"
-    "  --folds all|paper   all exact folds (default), or only the paper's (norms into q, k, v, "
-    "fc1)\n"
+    "  --folds all|paper   all exact folds (default), or only the paper's (norms into the "
+    "linears behind)\n"
     "  --weights channel|tensor   one weight scale per output channel (default) or per tensor\n"
     "  --calibration FILE  sample text, a passage a paragraph or a line\n"
     "                      (default: calibration.txt in the model's directory)\n"
@@ -122,5 +122,5 @@ int sq_cmd_quantize(int argc, char **argv)
             fprintf(stderr, "sqd quantize: fold %s %s\n", report.folds[i].what,
                     sq_fold_state_text(report.folds[i].state));
     sq_report_quantize(stdout, a.json, &a.o, &report, (double)(sq_now_ns() - start) * 1e-9);
-    return fflush(stdout) ? SQ_EXIT_RUNTIME : SQ_EXIT_OK;
+    return sq_cmd_end("quantize");
 }

@@ -51,7 +51,7 @@ static int find(char *path, size_t bytes, struct sq_err *err)
     (void)snprintf(path, bytes, "%s/" MODULE, SQD_MODULE_DIR);
     if (access(path, F_OK) == 0)
         return 0;
-    return sq_fail(err, SQ_E_UNAVAIL, "no GPU module is installed (%s)", path);
+    return sq_fail(err, SQ_E_UNAVAIL, "no GPU module is installed (%.300s)", path);
 }
 
 /* The loader's text begins with the name of what it could not find. */
@@ -62,7 +62,7 @@ static int explain(const char *path, const char *text, struct sq_err *err)
     if (cuda_lib && strstr(text, "cannot open shared object file"))
         return sq_fail(err, SQ_E_UNAVAIL, "CUDA libraries not found (%.*s)",
                        (int)strcspn(text, ":"), text);
-    return sq_fail(err, SQ_E_UNAVAIL, "the GPU module %s cannot be loaded: %.200s", path, text);
+    return sq_fail(err, SQ_E_UNAVAIL, "the GPU module %.200s cannot be loaded: %.200s", path, text);
 }
 
 static int open_library(const char *path, struct sq_gpu *g, struct sq_err *err)
@@ -76,11 +76,13 @@ static int open_library(const char *path, struct sq_gpu *g, struct sq_err *err)
     memcpy(&door, &symbol, sizeof door);
     g->module = symbol ? door() : NULL;
     if (!g->module)
-        return sq_fail(err, SQ_E_UNAVAIL, "%s is no GPU module of sqd", path);
+        return sq_fail(err, SQ_E_UNAVAIL, "%.300s is no GPU module of sqd", path);
     if (g->module->abi != SQ_GPU_ABI || g->module->struct_bytes != sizeof *g->module)
         return sq_fail(err, SQ_E_UNAVAIL,
-                       "the GPU module %s does not fit this program: interface %u, expected %u",
-                       path, g->module->abi, SQ_GPU_ABI);
+                       "the GPU module %.300s does not fit this program: interface %u of %zu "
+                       "bytes, expected %u of %zu",
+                       path, g->module->abi, (size_t)g->module->struct_bytes, SQ_GPU_ABI,
+                       sizeof *g->module);
     return 0;
 }
 

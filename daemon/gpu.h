@@ -7,8 +7,8 @@
 struct sq_gpu;
 
 /* Looks for the module at $SQD_GPU_MODULE (and nowhere else if that is set), in the build folder this program lies in, where it was installed.
- * plan: only plans will be made with it, so the device is not looked at, and need not be there.
- * plan: no device is looked for (struct sq_gpu_options). -SQ_E_UNAVAIL: no module, no CUDA libraries, another version, no driver, no device, or one that is too old. */
+ * plan: only plans will be made with it, so the device is not looked at, and need not be there. -SQ_E_UNAVAIL: no module, no CUDA libraries,
+ * another version, no driver, no device, or one that is too old. */
 int sq_gpu_open(bool plan, struct sq_gpu **ret, struct sq_err *err) SQ_CHECKED;
 /* A backend on device 0; plan as in struct sq_gpu_options. It borrows g. */
 int sq_gpu_backend(struct sq_gpu *g, bool plan, struct sq_backend **ret,

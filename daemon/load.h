@@ -31,6 +31,6 @@ struct sq_load_hooks {
 int sq_load(const struct sq_settings *s, const struct sq_load_hooks *hooks, struct sq_loaded *ret,
             struct sq_err *err) SQ_CHECKED;
 /* The same objects with the same sizes, but no weights are read, no tokenizer is opened and nothing can run: to add up what a start would take.
- * On a GPU the device is not touched. */
+ * On a GPU the device is not touched, so that auto takes it wherever the module can be opened, device or not. */
 int sq_load_plan(const struct sq_settings *s, struct sq_loaded *ret, struct sq_err *err) SQ_CHECKED;
 void sq_loaded_done(struct sq_loaded *l); /* half-built is fine */

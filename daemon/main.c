@@ -1,4 +1,5 @@
 /* sqd: makes and serves SmoothQuant INT8 language models. This file only finds the subcommand. */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,6 +45,14 @@ int sq_cmd_fail(const char *command, const struct sq_err *err)
 {
     fprintf(stderr, "sqd %s: %s\n", command, err->msg[0] ? err->msg : sq_code_text(err->code));
     return (int)sq_exit_code(err);
+}
+
+int sq_cmd_end(const char *command)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return SQ_EXIT_OK;
+    fprintf(stderr, "sqd %s: standard output: %s\n", command, strerror(errno));
+    return SQ_EXIT_RUNTIME;
 }
 
 int sq_cmd_usage(const char *command, const char *fmt, ...)

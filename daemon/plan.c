@@ -207,5 +207,5 @@ int sq_plan_print(const struct sq_settings *s, bool json)
     if (plan(s, &m, &on, &err))
         return sq_cmd_fail("serve", &err);
     (json ? print_json : print_table)(&m, on.device.name);
-    return fflush(stdout) ? SQ_EXIT_RUNTIME : SQ_EXIT_OK;
+    return sq_cmd_end("serve");
 }

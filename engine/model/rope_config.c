@@ -37,12 +37,11 @@ static int read_llama3(const json_t *o, const struct sq_json_where *w, struct sq
                      "high_freq_factor");
     if (!r)
         r = required(sq_json_int(o, w, original, 1, 16777216, &n), w, original);
-    if (!r && c->high_freq <= c->low_freq)
-        r = sq_fail(
-            w->err, SQ_E_FORMAT,
-            "%s: %s: key '%shigh_freq_factor': expected more than low_freq_factor %g, found "
-            "%g",
-            w->file, w->rule, w->path, c->low_freq, c->high_freq);
+    if (!r && (float)c->high_freq <= (float)c->low_freq) /* as they are used */
+        r = sq_fail(w->err, SQ_E_FORMAT,
+                    "%s: %s: key '%shigh_freq_factor': expected more than low_freq_factor %g, "
+                    "found %g",
+                    w->file, w->rule, w->path, c->low_freq, c->high_freq);
     c->original = (int)n;
     return r;
 }

@@ -4,6 +4,6 @@
 #include "engine/model/config.h"
 #include "engine/model/json_util.h"
 
-/* Sets c->rope; c's sizes are there already. Errors: -SQ_E_FORMAT, -SQ_E_NOTSUP (a kind of stretching that is not known, by name). */
+/* Sets c->rope. Errors: -SQ_E_FORMAT, -SQ_E_NOTSUP (a kind of stretching that is not known, by name). */
 int sq_rope_config_parse(const json_t *o, const struct sq_json_where *w,
                          struct sq_config *c) SQ_CHECKED;

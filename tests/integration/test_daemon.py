@@ -192,15 +192,19 @@ def stream_completion(s, out, **fields):
     out.append(data.decode())
 
 
+def terminate_at_work(s):
+    end = time.monotonic() + 30
+    while s.metrics()["sqd_requests_running"] < 1 and time.monotonic() < end:
+        time.sleep(0.005)
+    s.process.send_signal(signal.SIGTERM)
+
+
 def test_sigterm_drains(sqd_binary, int8_model):
     with Sqd(sqd_binary, "--model", int8_model, "--listen", "127.0.0.1:0") as s:
         out = []
         client = threading.Thread(target=stream_completion, args=(s, out), kwargs={"max_tokens": 400})
         client.start()
-        end = time.monotonic() + 30
-        while s.metrics()["sqd_requests_running"] < 1 and time.monotonic() < end:
-            time.sleep(0.005)
-        s.process.send_signal(signal.SIGTERM)
+        terminate_at_work(s)
         s.wait_for("draining")
         if s.process.poll() is None:
             try:
@@ -221,10 +225,7 @@ def test_second_sigterm_ends_at_once(sqd_binary, int8_model):
         prompts = ["And it came to pass"] * 16
         client = threading.Thread(target=stream_completion, args=(s, out), kwargs={"max_tokens": 400, "prompt": prompts})
         client.start()
-        end = time.monotonic() + 30
-        while s.metrics()["sqd_requests_running"] < 1 and time.monotonic() < end:
-            time.sleep(0.005)
-        s.process.send_signal(signal.SIGTERM)
+        terminate_at_work(s)
         s.wait_for("draining")
         s.process.send_signal(signal.SIGTERM)
         assert s.process.wait(20) == 0

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from conftest import DEMO
-from client import events, post
+from client import complete_raw, events
 from sqd_process import Sqd
 
 PROMPTS, TOKENS = 200, 12
@@ -22,11 +22,7 @@ def prompts(n):
 async def complete(port, prompt, slots, stream=False):
     body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "stream": stream}
     async with slots:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post("/v1/completions", body, b"Connection: close\r\n", version=b"1.0"))
-        head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-    assert b" 200 " in head.split(b"\r\n")[0], head + rest
+        rest = await complete_raw(port, body)
     if not stream:
         return json.loads(rest)["choices"][0]["text"]
     items = events(rest)
@@ -34,13 +30,14 @@ async def complete(port, prompt, slots, stream=False):
     return "".join(c["text"] for item in items[:-1] for c in item["choices"])
 
 
-def completions(binary, model, texts, *args, at_once=64, stream=False, env=None):
-    async def all_of(port):
-        slots = asyncio.Semaphore(at_once)
-        return await asyncio.gather(*(complete(port, text, slots, stream) for text in texts))
+async def complete_all(port, texts, at_once=64, stream=False):
+    slots = asyncio.Semaphore(at_once)
+    return await asyncio.gather(*(complete(port, text, slots, stream) for text in texts))
 
-    with Sqd(binary, "--model", model, "--listen", "127.0.0.1:0", "--max-queue", 1000, *args, env=env) as s:
-        return asyncio.run(all_of(s.port))
+
+def completions(binary, model, texts, *args, at_once=64, stream=False):
+    with Sqd(binary, "--model", model, "--listen", "127.0.0.1:0", "--max-queue", 1000, *args) as s:
+        return asyncio.run(complete_all(s.port, texts, at_once, stream))
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +72,7 @@ MODES = {"order 1": {"SG_SCHED": "1"}, "order 2": {"SG_SCHED": "2", "SG_DEVICE":
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_change_nothing(sqd_binary, int8_model, wanted, mode):
     n = 6
-    texts = prompts(PROMPTS)[:n]
-    env = MODES[mode]
-    with Sqd(sqd_binary, "--model", int8_model, "--listen", "127.0.0.1:0", "--backend", "cuda", env=env) as s:
-        async def all_of():
-            return await asyncio.gather(*(complete(s.port, text, asyncio.Semaphore(1)) for text in texts))
-        assert asyncio.run(all_of()) == wanted[:n]
+    with Sqd(sqd_binary, "--model", int8_model, "--listen", "127.0.0.1:0", "--backend", "cuda", env=MODES[mode]) as s:
+        assert asyncio.run(complete_all(s.port, prompts(PROMPTS)[:n])) == wanted[:n]
     complaints = [line for line in s.lines if line.startswith("softgpu:")]
     assert not complaints, complaints

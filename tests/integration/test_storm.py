@@ -6,7 +6,7 @@ import random
 import socket
 import struct
 
-from client import at_rest, events, post
+from client import at_rest, complete_raw, events, post
 from sqd_process import Sqd
 
 STREAMS = 200
@@ -28,13 +28,7 @@ def chunks(data):
 
 
 async def survive(port, kind):
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(post("/v1/completions", body(kind), b"Connection: close\r\n", version=b"1.0"))
-    data = await reader.read()
-    writer.close()
-    head, _, rest = data.partition(b"\r\n\r\n")
-    assert b" 200 " in head.split(b"\r\n")[0], head
-    return chunks(rest)
+    return chunks(await complete_raw(port, body(kind)))
 
 
 async def vanish(port, kind, rng):

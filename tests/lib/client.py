@@ -1,4 +1,5 @@
 """A client that speaks HTTP byte by byte, for what no well-behaved library sends."""
+import asyncio
 import json
 import socket
 import time
@@ -133,6 +134,16 @@ def events(data):
         assert block.startswith("data: ") and "\n" not in block, block
         out.append("[DONE]" if block == "data: [DONE]" else json.loads(block[6:]))
     return out
+
+
+async def complete_raw(port, body):
+    """The bytes that answer a completion, unary or streamed, of a client that asks once and reads to the end. The status must be 200."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(post("/v1/completions", body, b"Connection: close\r\n", version=b"1.0"))
+    head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b" 200 " in head.split(b"\r\n")[0], head + rest
+    return rest
 
 
 def stream_text(items, index=0):

@@ -36,9 +36,12 @@ class Sqd:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if ready:
-            self.wait_for(r"serve: ready", 300)
-            if match := self.find(r"listening on (127\.0\.0\.1):(\d+)"):
-                self.host, self.port = match[1], int(match[2])
+            try:
+                self.wait_for(r"serve: ready", 300)
+            except AssertionError:
+                self.process.kill()  # nobody has it to end it
+                raise
+            self.read_address()
 
     def _read(self):
         for line in self.process.stderr:
@@ -71,6 +74,11 @@ class Sqd:
                 break
             time.sleep(0.01)
         raise AssertionError(f"no log line matches {pattern!r} (exit status {self.process.poll()}):\n{self.log}")
+
+    def read_address(self):
+        """Takes host and port from the log, once they are there; of a server that need not be ready."""
+        if match := self.find(r"listening on (127\.0\.0\.1):(\d+)"):
+            self.host, self.port = match[1], int(match[2])
 
     def request(self, method, path, body=None, headers=None, timeout=120):
         """(status, headers, body bytes); a dict body is sent as JSON."""

@@ -11,6 +11,7 @@
 #include "daemon/bench_block.h"
 #include "daemon/bench_gpu.h"
 #include "daemon/bench_shapes.h"
+#include "daemon/bench_steps.h"
 #include "engine/base/check.h"
 #include "engine/cpu/backend_cpu.h"
 #include "engine/model/model.h"
@@ -35,6 +36,10 @@ static void test_shapes(void **state)
     assert_int_equal(c.n_layers, 80);
     assert_int_equal(c.n_kv_heads, 8);
     assert_int_equal(c.head_dim, 128);
+    assert_int_equal(c.ffn, 28672);
+    c = shape("opt-66b");
+    assert_true(c.n_layers == 64 && c.hidden == 9216 && c.ffn == 36864 && c.embed_dim == 9216);
+    assert_true(c.n_heads == 72 && c.n_kv_heads == 72 && c.vocab == 50272);
     struct sq_err err = {0};
     assert_int_equal(sq_shape_config("opt-9b", &unused, &err), -SQ_E_NOTFOUND);
     assert_non_null(strstr(err.msg, "opt-6.7b"));
@@ -48,9 +53,12 @@ static void test_stage_words(void **state)
     assert_true(s.decode && s.n == 64 && s.context == 1024);
     assert_true(sq_stage_parse("prefill:2048", &s));
     assert_true(!s.decode && s.n == 2048);
-    static const char *const wrong[] = {"",           "decode",       "decode:4",   "decode:0:5",
-                                        "prefill:",   "prefill:1:2",  "prefill:-1", "both:1",
-                                        "decode:4:x", "decode:4:5:6", "prefill:4x"};
+    static const char *const wrong[] = {"", "decode", "decode:4", "decode:0:5",
+                                        "prefill:", "prefill:1:2", "prefill:-1", "both:1",
+                                        "decode:4:x", "decode:4:5:6", "prefill:4x",
+                                        /* wrong only behind what a buffer of 64 bytes would hold */
+                                        "prefill:0000000000000000000000000"
+                                        "000000000000000000000000012345x"};
     for (size_t i = 0; i < SQ_ARRAY_LEN(wrong); i++)
         assert_false(sq_stage_parse(wrong[i], &s));
 }
@@ -158,6 +166,12 @@ static void test_too_long(void **state)
         .open = open_cpu, .ctx = &n_opened, .stages = &stage, .n_stages = 1, .n_samples = 1};
     assert_int_equal(sq_bench_stages(&b, &c, true, &f, &err), -SQ_E_LIMIT);
     assert_int_equal(n_opened, 0);
+    struct sq_step_figure figures[SQ_N_STEP_FIGURES];
+    struct sq_step_options o = {.name = "short", .config = &c, .threads = 1, .n_samples = 1};
+    c.max_positions = 128; /* a prompt fits, decoding behind it does not */
+    c.scheme = SQ_SCHEME_W8A8_STATIC;
+    assert_int_equal(sq_bench_steps(&o, figures, &err), -SQ_E_LIMIT);
+    assert_non_null(strstr(err.msg, "a stage of 160 tokens, the shape has 128 positions"));
 }
 
 int main(void)

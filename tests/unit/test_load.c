@@ -37,20 +37,6 @@ static char *with(const char *module, const char *suffix)
     return name[turn];
 }
 
-static void check_linear(const struct sq_linear *l, size_t n_out, size_t n_in, enum sq_dtype dtype,
-                         bool dynamic, enum sq_out out, enum sq_act act)
-{
-    assert_true(l && l->finished);
-    assert_int_equal(l->d.n_out, n_out);
-    assert_int_equal(l->d.n_in, n_in);
-    assert_int_equal(l->d.dtype, dtype);
-    assert_int_equal(l->d.dynamic, dynamic);
-    assert_int_equal(l->d.out, out);
-    assert_int_equal(l->d.act, act);
-    assert_int_equal(l->mul != NULL, dtype == SQ_I8);
-    assert_int_equal(l->bias_acc != NULL && l->bias == NULL, out == SQ_OUT_S8 && l->bias_acc);
-}
-
 /* --- float --------------------------------------------------------------------------------------------------------- */
 
 static void test_float(void **state)
@@ -65,14 +51,14 @@ static void test_float(void **state)
     assert_ptr_equal(m->head, m->embed);
     assert_null(m->project_in);
     assert_int_equal(m->fingerprint, 0); /* a source without digest */
-    check_linear(m->embed, 20, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
-    check_linear(m->pos, 10, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(m->embed, 20, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(m->pos, 10, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
     for (int i = 0; i < 2; i++) {
         const struct sq_layer *l = &m->layers[i];
-        check_linear(l->qkv, 48, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
-        check_linear(l->o, 16, 16, SQ_F16, false, SQ_OUT_ADD, SQ_ACT_NONE);
-        check_linear(l->up, 24, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_RELU);
-        check_linear(l->down, 16, 24, SQ_F16, false, SQ_OUT_ADD, SQ_ACT_NONE);
+        sq_load_check_linear(l->qkv, 48, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
+        sq_load_check_linear(l->o, 16, 16, SQ_F16, false, SQ_OUT_ADD, SQ_ACT_NONE);
+        sq_load_check_linear(l->up, 24, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_RELU);
+        sq_load_check_linear(l->down, 16, 24, SQ_F16, false, SQ_OUT_ADD, SQ_ACT_NONE);
         assert_true(l->norm1->d.dim == 16 && !l->norm1->d.gamma_q && !l->norm2->d.gamma_q);
         assert_true(l->attn.layer == i && l->attn.n_heads == 2 && l->attn.head_dim == 8);
         assert_near(l->attn.score_mul, 1 / sqrt(8));
@@ -102,7 +88,7 @@ static void test_mixed_types(void **state)
     float *v = sq_load_values(&f, L0 "self_attn.v_proj.weight");
     sq_load_set_floats(&f, L0 "self_attn.k_proj.weight", 2, 16, 16, k);
     sq_load_must(&f, NULL);
-    check_linear(f.m->layers[0].qkv, 48, 16, SQ_F32, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->layers[0].qkv, 48, 16, SQ_F32, false, SQ_OUT_F32, SQ_ACT_NONE);
     assert_memory_equal(f.m->layers[0].qkv->rows + 1024, k, 1024);
     assert_memory_equal(f.m->layers[0].qkv->rows + 2048, v, 1024);
     assert_int_equal(f.m->layers[1].qkv->d.dtype, SQ_F16);
@@ -121,9 +107,9 @@ static void test_350m_shape(void **state)
     sq_load_init(&f, &c);
     sq_load_must(&f, NULL);
     assert_null(f.m->final_norm);
-    check_linear(f.m->embed, 20, 12, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
-    check_linear(f.m->project_in, 16, 12, SQ_F16, false, SQ_OUT_ADD, SQ_ACT_NONE);
-    check_linear(f.m->project_out, 12, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->embed, 20, 12, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->project_in, 16, 12, SQ_F16, false, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->project_out, 12, 16, SQ_F16, false, SQ_OUT_F32, SQ_ACT_NONE);
     assert_null(f.m->project_in->bias);
     sq_load_done(&f);
 }
@@ -188,10 +174,10 @@ static void test_static(void **state)
     sq_load_must(&f, NULL);
     const struct sq_layer *l = f.m->layers;
     assert_true(f.m->int8_attention);
-    check_linear(l->qkv, 48, 16, SQ_I8, false, SQ_OUT_S8, SQ_ACT_NONE);
-    check_linear(l->o, 16, 16, SQ_I8, false, SQ_OUT_ADD, SQ_ACT_NONE);
-    check_linear(l->up, 24, 16, SQ_I8, false, SQ_OUT_S8, SQ_ACT_RELU);
-    check_linear(l->down, 16, 24, SQ_I8, false, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(l->qkv, 48, 16, SQ_I8, false, SQ_OUT_S8, SQ_ACT_NONE);
+    sq_load_check_linear(l->o, 16, 16, SQ_I8, false, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(l->up, 24, 16, SQ_I8, false, SQ_OUT_S8, SQ_ACT_RELU);
+    sq_load_check_linear(l->down, 16, 24, SQ_I8, false, SQ_OUT_ADD, SQ_ACT_NONE);
     for (int i = 0; i < 3; i++)
         check_s8_rows(&f, l->qkv, (size_t)(16 * i), qkv_names[i], 16, 0.02f, out[i]);
     check_s8_rows(&f, l->up, 0, L0 "fc1", 24, 0.06f, 0.07f);
@@ -238,9 +224,7 @@ static void test_static_plain(void **state)
     struct sq_load_fixture f;
     struct sq_config c = sq_load_config(SQ_SCHEME_W8A8_STATIC);
     sq_load_init(&f, &c);
-    for (size_t i = f.l.n; i-- > 0;)
-        if (strstr(f.l.t[i].name, ".output_scale"))
-            sq_files_drop(&f.l, f.l.t[i].name);
+    sq_load_drop_all(&f, ".output_scale");
     float v[16];
     for (int i = 0; i < 16; i++)
         v[i] = 0.001f * (float)(i + 1);
@@ -259,8 +243,8 @@ static void test_static_plain(void **state)
     sq_load_must(&f, NULL);
     const struct sq_layer *l = f.m->layers;
     assert_false(f.m->int8_attention);
-    check_linear(l->qkv, 48, 16, SQ_I8, false, SQ_OUT_F32, SQ_ACT_NONE);
-    check_linear(l->up, 24, 16, SQ_I8, false, SQ_OUT_S8, SQ_ACT_RELU);
+    sq_load_check_linear(l->qkv, 48, 16, SQ_I8, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(l->up, 24, 16, SQ_I8, false, SQ_OUT_S8, SQ_ACT_RELU);
     assert_near(l->attn.score_mul, 1 / sqrt(8));
     assert_true(l->down_step == 1.0f);
     for (size_t i = 0; i < 16; i++) {
@@ -282,13 +266,13 @@ static void test_dynamic(void **state)
     sq_load_must(&f, NULL);
     const struct sq_layer *l = f.m->layers;
     assert_false(f.m->int8_attention);
-    check_linear(l->qkv, 48, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
-    check_linear(l->o, 16, 16, SQ_I8, true, SQ_OUT_ADD, SQ_ACT_NONE);
-    check_linear(l->up, 24, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_RELU);
-    check_linear(l->down, 16, 24, SQ_I8, true, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(l->qkv, 48, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(l->o, 16, 16, SQ_I8, true, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(l->up, 24, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_RELU);
+    sq_load_check_linear(l->down, 16, 24, SQ_I8, true, SQ_OUT_ADD, SQ_ACT_NONE);
     check_real_rows(&f, l->down, L0 "fc2", 16, 1);
     assert_null(l->norm1->d.gamma_q);
-    check_linear(f.m->head, 20, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->head, 20, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
     assert_true(f.m->head_int8);
     sq_load_done(&f);
 }
@@ -321,7 +305,7 @@ static void test_head_int8(void **state)
         memset(sq_files_find(&f.l, name)->data, 0, 32); /* a row of padding */
         float *w = sq_load_values(&f, name);
         sq_load_must(&f, &o);
-        check_linear(f.m->head, 20, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
+        sq_load_check_linear(f.m->head, 20, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
         assert_true(f.m->head_int8 && f.m->head != f.m->embed);
         check_quantised(f.m->head, w, 20, 16);
         free(w);
@@ -369,7 +353,7 @@ static void test_quantised_projection(void **state)
     sq_load_set_floats(&f, P "project_in.weight_scale", 2, 16, 1, scales);
     sq_load_set_scale(&f, P "project_in.input_scale", 0.1f);
     sq_load_must(&f, NULL);
-    check_linear(f.m->project_in, 16, 12, SQ_F32, false, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->project_in, 16, 12, SQ_F32, false, SQ_OUT_ADD, SQ_ACT_NONE);
     for (int i = 0; i < 192; i++)
         assert_true(((float *)(void *)f.m->project_in->rows)[i] ==
                     scales[i / 12] * (float)codes[i]);

@@ -239,17 +239,11 @@ static void test_bad(void **state)
     for (size_t i = 0; i < SQ_ARRAY_LEN(bads); i++) {
         struct sq_load_fixture f;
         struct sq_config c = sq_load_config(bads[i].scheme);
-        struct sq_err err = {0};
         sq_load_init(&f, &c);
         bads[i].spoil(&f);
         if (bads[i].spoil == huge_bias) /* make 65504 too many units */
             sq_load_set_scale(&f, L0 "fc1.input_scale", 1e-3f);
-        int r = sq_load_try(&f, NULL, &err);
-        if (r != -bads[i].code || !strstr(err.msg, bads[i].text)) {
-            print_error("%zu: expected %d '%s'\nfound %d '%s'\n", i, -bads[i].code, bads[i].text, r,
-                        err.msg);
-            fail();
-        }
+        sq_load_fails(&f, bads[i].code, bads[i].text);
         sq_load_done(&f);
     }
 }
@@ -365,16 +359,7 @@ static void test_out_of_memory(void **state)
         struct sq_config c = sq_load_config((enum sq_scheme)scheme);
         c.embed_dim = 12;
         sq_load_init(&f, &c);
-        int r = -1;
-        for (uint64_t k = 1; r; k++) {
-            sq_mem_fail_at(k, k % 2);
-            r = sq_load_try(&f, &o, NULL);
-            sq_mem_fail_at(0, false);
-            if (r) {
-                assert_int_equal(r, -SQ_E_NOMEM);
-                assert_true(f.be.n_linears == 0 && f.be.n_norms == 0);
-            }
-        }
+        sq_load_starved(&f, &o);
         sq_load_done(&f);
     }
 }

@@ -108,6 +108,10 @@ static void test_rope_keys(void **state)
     refused(",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
             "\"high_freq_factor\":4,\"original_max_position_embeddings\":64}",
             SQ_E_FORMAT, "expected more than low_freq_factor 4, found 4");
+    /* one and the same where they are used, as float32 */
+    refused(",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
+            "\"high_freq_factor\":4.0000001,\"original_max_position_embeddings\":64}",
+            SQ_E_FORMAT, "expected more than low_freq_factor 4, found 4");
     refused(",\"rope_scaling\":3", SQ_E_FORMAT, "'rope_scaling': expected an object");
     refused(",\"partial_rotary_factor\":0.5", SQ_E_NOTSUP, "'partial_rotary_factor': 0.5");
     refused(",\"rope_theta\":0", SQ_E_FORMAT, "rope_theta");
@@ -149,35 +153,6 @@ static void test_frequencies(void **state)
 
 #define M0 "model.layers.0."
 
-static struct sq_config llama(enum sq_scheme scheme)
-{
-    return (struct sq_config){.family = sq_family_find("llama"),
-                              .n_layers = 2,
-                              .hidden = 16,
-                              .ffn = 12,
-                              .n_heads = 4,
-                              .n_kv_heads = 2,
-                              .head_dim = 8,
-                              .vocab = 20,
-                              .max_positions = 9,
-                              .embed_dim = 16,
-                              .norm_eps = 1e-5f,
-                              .pre_norm = true,
-                              .final_norm = true,
-                              .norm_affine = true,
-                              .rope = {.theta = 10000, .factor = 1},
-                              .dtype = SQ_BF16,
-                              .scheme = scheme};
-}
-
-static void check_desc(const struct sq_linear *l, size_t n_out, size_t n_in, enum sq_dtype dtype,
-                       bool dynamic, enum sq_out out)
-{
-    assert_true(l && l->finished);
-    assert_true(l->d.n_out == n_out && l->d.n_in == n_in && l->d.dtype == dtype);
-    assert_true(l->d.dynamic == dynamic && l->d.out == out && l->d.act == SQ_ACT_NONE);
-}
-
 /* Rows 2i of gate_up are gate's, rows 2i + 1 up's, byte for byte. */
 static void check_pairs(struct sq_load_fixture *f, const struct sq_linear *l)
 {
@@ -194,16 +169,16 @@ static void test_float(void **state)
 {
     (void)state;
     struct sq_load_fixture f;
-    struct sq_config c = llama(SQ_SCHEME_FLOAT);
+    struct sq_config c = sq_load_llama_config(SQ_SCHEME_FLOAT);
     sq_load_init(&f, &c);
     sq_load_must(&f, NULL);
     const struct sq_model *m = f.m;
     const struct sq_layer *l = m->layers;
     assert_true(!m->pos && !m->project_in && m->head != m->embed && m->rope);
-    check_desc(l->qkv, 64, 16, SQ_BF16, false, SQ_OUT_F32);
-    check_desc(l->o, 16, 32, SQ_BF16, false, SQ_OUT_ADD);
-    check_desc(l->up, 24, 16, SQ_BF16, false, SQ_OUT_F32);
-    check_desc(l->down, 16, 12, SQ_BF16, false, SQ_OUT_ADD);
+    sq_load_check_linear(l->qkv, 64, 16, SQ_BF16, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(l->o, 16, 32, SQ_BF16, false, SQ_OUT_ADD, SQ_ACT_NONE);
+    sq_load_check_linear(l->up, 24, 16, SQ_BF16, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(l->down, 16, 12, SQ_BF16, false, SQ_OUT_ADD, SQ_ACT_NONE);
     assert_true(!l->qkv->bias && !l->up->bias && l->norm1->d.kind == SQ_RMSNORM);
     assert_true(l->norm1->d.beta[3] == 0 && l->attn.n_kv_heads == 2);
     check_pairs(&f, l->up);
@@ -222,7 +197,7 @@ static void test_many_pairs(void **state)
     (void)state;
     for (int mixed = 0; mixed < 2; mixed++) {
         struct sq_load_fixture f;
-        struct sq_config c = llama(SQ_SCHEME_FLOAT);
+        struct sq_config c = sq_load_llama_config(SQ_SCHEME_FLOAT);
         c.n_layers = 1;
         c.hidden = c.embed_dim = 4096;
         c.ffn = 70;
@@ -235,7 +210,8 @@ static void test_many_pairs(void **state)
               *up_bias = sq_load_values(&f, M0 "mlp.up_proj.bias");
         sq_load_must(&f, NULL);
         const struct sq_linear *l = f.m->layers[0].up;
-        check_desc(l, 140, 4096, mixed ? SQ_F32 : SQ_BF16, false, SQ_OUT_F32);
+        sq_load_check_linear(l, 140, 4096, mixed ? SQ_F32 : SQ_BF16, false, SQ_OUT_F32,
+                             SQ_ACT_NONE);
         if (!mixed)
             check_pairs(&f, l);
         for (size_t i = 0; i < 70; i++) {
@@ -263,7 +239,7 @@ static void test_static(void **state)
     static const char *const qkv[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
     static const float out[] = {0.03f, 0.04f, 0.05f};
     struct sq_load_fixture f;
-    struct sq_config c = llama(SQ_SCHEME_W8A8_STATIC);
+    struct sq_config c = sq_load_llama_config(SQ_SCHEME_W8A8_STATIC);
     sq_load_init(&f, &c);
     for (int i = 0; i < 3; i++) {
         set_step(&f, qkv[i], "input_scale", 0.02f);
@@ -279,9 +255,10 @@ static void test_static(void **state)
     sq_load_must(&f, NULL);
     const struct sq_layer *l = f.m->layers;
     assert_true(f.m->int8_attention);
-    check_desc(l->qkv, 64, 16, SQ_I8, false, SQ_OUT_F32); /* rope makes the codes */
-    check_desc(l->up, 24, 16, SQ_I8, false, SQ_OUT_F32);
-    check_desc(l->down, 16, 12, SQ_I8, false, SQ_OUT_ADD);
+    sq_load_check_linear(l->qkv, 64, 16, SQ_I8, false, SQ_OUT_F32,
+                         SQ_ACT_NONE); /* rope makes the codes */
+    sq_load_check_linear(l->up, 24, 16, SQ_I8, false, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(l->down, 16, 12, SQ_I8, false, SQ_OUT_ADD, SQ_ACT_NONE);
     check_pairs(&f, l->up);
     for (size_t i = 0; i < 12; i++)
         assert_true(l->up->mul[2 * i] == 0.06f * gate[i] && l->up->mul[2 * i + 1] == 0.06f * up[i]);
@@ -302,12 +279,10 @@ static void test_static_plain(void **state)
 {
     (void)state;
     struct sq_load_fixture f;
-    struct sq_config c = llama(SQ_SCHEME_W8A8_STATIC);
+    struct sq_config c = sq_load_llama_config(SQ_SCHEME_W8A8_STATIC);
     float freq[4] = {0};
     sq_load_init(&f, &c);
-    for (size_t i = f.l.n; i-- > 0;)
-        if (strstr(f.l.t[i].name, ".output_scale"))
-            sq_files_drop(&f.l, f.l.t[i].name);
+    sq_load_drop_all(&f, ".output_scale");
     sq_load_set_floats(&f, M0 "self_attn.rotary_emb.inv_freq", 1, 4, 0, freq);
     sq_load_must(&f, NULL);
     assert_false(f.m->int8_attention);
@@ -319,42 +294,35 @@ static void test_dynamic(void **state)
 {
     (void)state;
     struct sq_load_fixture f;
-    struct sq_config c = llama(SQ_SCHEME_W8A8_DYNAMIC);
+    struct sq_config c = sq_load_llama_config(SQ_SCHEME_W8A8_DYNAMIC);
     sq_load_init(&f, &c);
     sq_load_must(&f, NULL);
-    check_desc(f.m->layers[1].qkv, 64, 16, SQ_I8, true, SQ_OUT_F32);
-    check_desc(f.m->layers[1].up, 24, 16, SQ_I8, true, SQ_OUT_F32);
+    sq_load_check_linear(f.m->layers[1].qkv, 64, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
+    sq_load_check_linear(f.m->layers[1].up, 24, 16, SQ_I8, true, SQ_OUT_F32, SQ_ACT_NONE);
     check_pairs(&f, f.m->layers[0].up);
     sq_load_done(&f);
-}
-
-static void fails(struct sq_load_fixture *f, int code, const char *text)
-{
-    struct sq_err err = {0};
-    assert_int_equal(sq_load_try(f, NULL, &err), -code);
-    if (!strstr(err.msg, text))
-        fail_msg("expected '%s' in: %s", text, err.msg);
 }
 
 static void test_refusals(void **state)
 {
     (void)state;
     struct sq_load_fixture f;
-    struct sq_config c = llama(SQ_SCHEME_W8A8_STATIC);
+    struct sq_config c = sq_load_llama_config(SQ_SCHEME_W8A8_STATIC);
     sq_load_init(&f, &c);
     set_step(&f, "mlp.gate_proj", "input_scale", 0.5f);
-    fails(&f, SQ_E_NOTSUP, "layer 0: up_proj and gate_proj have input scales");
+    sq_load_fails(&f, SQ_E_NOTSUP, "layer 0: up_proj and gate_proj have input scales");
     sq_files_drop(&f.l, M0 "mlp.gate_proj.weight");
-    fails(&f, SQ_E_FORMAT, "C4: missing tensors: 1 ('model.layers.0.mlp.gate_proj.weight')");
+    sq_load_fails(&f, SQ_E_FORMAT,
+                  "C4: missing tensors: 1 ('model.layers.0.mlp.gate_proj.weight')");
     sq_load_done(&f);
-    c = llama(SQ_SCHEME_FLOAT);
+    c = sq_load_llama_config(SQ_SCHEME_FLOAT);
     sq_load_init(&f, &c);
     float zeros[16] = {0};
     sq_load_set_floats(&f, M0 "input_layernorm.bias", 1, 16, 0, zeros);
-    fails(&f, SQ_E_FORMAT, "surplus: 1 ('model.layers.0.input_layernorm.bias')");
+    sq_load_fails(&f, SQ_E_FORMAT, "surplus: 1 ('model.layers.0.input_layernorm.bias')");
     sq_files_drop(&f.l, M0 "input_layernorm.bias");
     sq_files_drop(&f.l, "lm_head.weight");
-    fails(&f, SQ_E_FORMAT, "missing tensors: 1 ('lm_head.weight')");
+    sq_load_fails(&f, SQ_E_FORMAT, "missing tensors: 1 ('lm_head.weight')");
     sq_load_done(&f);
 }
 
@@ -363,20 +331,11 @@ static void test_out_of_memory(void **state)
 {
     (void)state;
     struct sq_load_fixture f;
-    struct sq_config c = llama(SQ_SCHEME_W8A8_STATIC);
+    struct sq_config c = sq_load_llama_config(SQ_SCHEME_W8A8_STATIC);
     c.ffn_bias = true;
     c.n_layers = 1;
     sq_load_init(&f, &c);
-    int r = -1;
-    for (uint64_t k = 1; r; k++) {
-        struct sq_err err = {0};
-        sq_mem_fail_at(k, false);
-        r = sq_load_try(&f, NULL, &err);
-        sq_mem_fail_at(0, false);
-        assert_true(r == 0 || r == -SQ_E_NOMEM);
-        if (r)
-            assert_true(f.be.n_linears == 0 && f.be.n_norms == 0 && f.be.n_ropes == 0);
-    }
+    sq_load_starved(&f, NULL);
     sq_load_done(&f);
 }
 
