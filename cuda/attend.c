@@ -35,13 +35,11 @@ static int write_now(struct sq_cuda *c, struct sq_kv *kv, const struct sq_attn *
                          "kv_write");
 }
 
-int sq_cuda_flush_attention(struct sq_cuda *c)
+int sq_cuda_attention_now(struct sq_cuda *c, const struct sq_cuda_wait *w)
 {
-    const struct sq_cuda_wait w = c->wait;
-    c->wait.kind = SQ_PEND_NONE;
-    int rc = w.rope ? rope_now(c, w.rope, w.a, w.n_rows, w.x, w.y) : 0;
-    if (!rc && w.kind == SQ_PEND_KV)
-        rc = write_now(c, w.kv, w.a, w.n_rows, w.y);
+    int rc = w->rope ? rope_now(c, w->rope, w->a, w->n_rows, w->x, w->y) : 0;
+    if (!rc && w->kind == SQ_PEND_KV)
+        rc = write_now(c, w->kv, w->a, w->n_rows, w->y);
     return rc;
 }
 

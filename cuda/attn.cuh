@@ -34,27 +34,20 @@ __device__ __forceinline__ int warp_id(void)
 struct attn_row {
     int row, pos;
     const int32_t *blocks; /* of its sequence */
+    int parts;             /* decode: where its partial results begin, in pieces */
 };
 
 __device__ __forceinline__ struct attn_row dec_row(const struct sq_gpu_step &s, int i)
 {
-    struct attn_row r = {s.dec_rows[i], 0, NULL};
-    if (r.row < 0)
-        return r;
-    const int seq = s.row_seq[r.row];
-    r.pos = s.pos[r.row];
-    if (seq < 0)
-        r.row = -1;
-    else
-        r.blocks = s.blocks + s.seq_blocks[seq];
-    return r;
+    const int4 d = s.dec[i];
+    return {d.x, d.y, s.blocks + d.z, d.w};
 }
 
 /* Row i of a tile. */
 __device__ __forceinline__ struct attn_row tile_row(const struct sq_gpu_step &s, int tile, int i)
 {
     const int4 t = s.tiles[tile];
-    struct attn_row r = {-1, t.w + i, NULL};
+    struct attn_row r = {-1, t.w + i, NULL, 0};
     if (t.z < 0 || i >= t.y)
         return r;
     r.row = t.x + i;
@@ -166,7 +159,14 @@ __device__ __forceinline__ bool last_of(int32_t *counter, int n)
     return is_last;
 }
 
+/* Of shared memory, or what other blocks have written. */
+template <bool SHARED, class T> __device__ __forceinline__ T part_value(const T *at)
+{
+    return SHARED ? *at : __ldcg(at);
+}
+
 /* One warp merges 32 elements from d0 of a head; parts: of that head in the row's first piece, next piece `stride` floats further. */
+template <bool SHARED = false>
 __device__ __forceinline__ void merge_32(const struct attn_args &p, const float *parts,
                                          size_t stride, int n_pieces, int row, int head, int d0)
 {
@@ -174,20 +174,20 @@ __device__ __forceinline__ void merge_32(const struct attn_args &p, const float 
     const float *ml = parts + (dim + 3) / 4 * 4, *o = parts + (d < dim ? d : dim - 1);
     float m = -INFINITY, acc = 0.0f, sum = 0.0f;
     for (int i = lane; i < n_pieces; i += 32)
-        m = fmaxf(m, __ldcg(ml + i * stride));
+        m = fmaxf(m, part_value<SHARED>(ml + i * stride));
     m = d_warp_max(m);
     for (int i0 = 0; i0 < n_pieces; i0 += 32) {
         const int n = min(n_pieces - i0, 32);
         float w = 0.0f, l = 0.0f;
         if (lane < n) {
-            const float2 x = __ldcg((const float2 *)(ml + (i0 + lane) * stride));
+            const float2 x = part_value<SHARED>((const float2 *)(ml + (i0 + lane) * stride));
             w = d_exp(__fsub_rn(x.x, m)), l = x.y;
         }
 #pragma unroll 8
         for (int i = 0; i < n; i++) {
             const float wi = __shfl_sync(FULL_WARP, w, i), li = __shfl_sync(FULL_WARP, l, i);
             sum = __fmaf_rn(wi, li, sum);
-            acc = __fmaf_rn(wi, __ldcg(o + (i0 + i) * stride), acc);
+            acc = __fmaf_rn(wi, part_value<SHARED>(o + (i0 + i) * stride), acc);
         }
     }
     if (d < dim)
@@ -222,10 +222,33 @@ __device__ __forceinline__ void flow(int begin, int end, F fetch, U use)
 
 /* --- launchers of the parts --- */
 
-/* True where the head size has kernels of its own: 64, 80, 96, 128. Others go through the plain ones, up to ATTN_D_MAX. */
+/* launch(attn_dim<D>()) for a head size D that has kernels of its own, other() else. */
+template <int D> struct attn_dim {
+    static const int value = D;
+};
+
+template <class L, class O> static inline cudaError_t attn_by_dim(int head_dim, L launch, O other)
+{
+    switch (head_dim) {
+    case 64:
+        return launch(attn_dim<64>());
+    case 80:
+        return launch(attn_dim<80>());
+    case 96:
+        return launch(attn_dim<96>());
+    case 128:
+        return launch(attn_dim<128>());
+    default:
+        return other();
+    }
+}
+
+/* True where the head size has kernels of its own. Others go through the plain ones, up to ATTN_D_MAX. */
 static inline bool attn_has_tiles(int head_dim)
 {
-    return head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128;
+    return attn_by_dim(
+               head_dim, [](auto) { return cudaSuccess; }, [] { return cudaErrorInvalidValue; }) ==
+           cudaSuccess;
 }
 
 cudaError_t attend_s8_decode(cudaStream_t st, const struct sq_gpu_attend *a);

@@ -137,8 +137,7 @@ __global__ void __launch_bounds__(F_THREADS, 4)
     const int group = p.at.a.n_heads / p.at.a.n_kv_heads, head0 = kv_head * group;
     const int floats = part_floats(p.at.a.head_dim), n = min(r.pos + 1 - k0, SQ_ATTN_PIECE);
     const size_t stride = (size_t)p.at.a.n_heads * floats;
-    float *parts =
-        n_pieces == 1 ? NULL : p.at.parts + p.s.dec_parts[i_dec] * stride + head0 * floats;
+    float *parts = n_pieces == 1 ? NULL : p.at.parts + r.parts * stride + head0 * floats;
     if (p.at.fused_write && piece == n_pieces - 1)
         f_write(p, r, kv_head); /* a barrier follows */
     for (int g = 0; g < group; g++) {

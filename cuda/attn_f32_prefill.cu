@@ -287,16 +287,7 @@ template <int D> static cudaError_t f_prefill(cudaStream_t st, const struct sq_g
 cudaError_t attend_f32_prefill(cudaStream_t st, const struct sq_gpu_attend *a)
 {
     const bool even = a->ld_qf % 4 == 0 && a->ld_out % 4 == 0;
-    switch (even ? a->a.head_dim : 0) {
-    case 64:
-        return f_prefill<64>(st, a);
-    case 80:
-        return f_prefill<80>(st, a);
-    case 96:
-        return f_prefill<96>(st, a);
-    case 128:
-        return f_prefill<128>(st, a);
-    default:
-        return attend_f32_rows_of_tiles(st, a);
-    }
+    return attn_by_dim(
+        even ? a->a.head_dim : 0, [=](auto d) { return f_prefill<decltype(d)::value>(st, a); },
+        [=] { return attend_f32_rows_of_tiles(st, a); });
 }

@@ -24,15 +24,12 @@
 #define STAGES 3
 /* Pieces whose maxima are kept; where there are more, they are found once more, this many at a time. */
 #define KEPT_PIECES 32
-#define MAGIC 12582912.0f
-#define MAGIC_BITS 0x4b400000
 #define HIDDEN INT32_MIN /* maximum of a row that sees no key */
 /* The approximation and the definition are apart by at most 1.2e-5 |m| + 1.5e-4: for a maximum up to 24 by less than NEAR, up to 56 by less
  * than 2 NEAR. */
 #define NEAR (32.0f / 65536.0f)
 #define NEAR_M 24.0f
 #define FAR_M 56.0f
-#define LOG2_E 1.44269504f
 #define LOG2_127 6.98868469f
 
 template <int D> struct tile_shape {
@@ -232,11 +229,12 @@ __device__ __forceinline__ int quad_sum(int x)
 
 /* What a warp's rows bring to a piece. */
 struct piece_rows {
-    float m[2];       /* maxima: -Inf where a row sees nothing */
-    int32_t start[4]; /* of score accumulators: the bits of MAGIC less the maximum as an integer */
-    bool exact;       /* no approximation: the same in all lanes, as what follows */
-    float round;      /* 128 + 1/2 + NEAR, or twice NEAR */
-    uint32_t high;    /* bits of two 16-bit numbers that are 0 below 2 NEAR, or 4 */
+    float m[2]; /* maxima: -Inf where a row sees nothing */
+    int32_t
+        start[4];  /* of score accumulators: the bits of RNE_MAGIC less the maximum as an integer */
+    bool exact;    /* no approximation: the same in all lanes, as what follows */
+    float round;   /* 128 + 1/2 + NEAR, or twice NEAR */
+    uint32_t high; /* bits of two 16-bit numbers that are 0 below 2 NEAR, or 4 */
 };
 
 __device__ __forceinline__ float piece_max(int best, float mul)
@@ -247,8 +245,8 @@ __device__ __forceinline__ float piece_max(int best, float mul)
 __device__ __forceinline__ struct piece_rows piece_rows_of(int best0, int best1, float mul)
 {
     struct piece_rows w = {{piece_max(best0, mul), piece_max(best1, mul)}, {}, false, 0.0f, 0};
-    w.start[0] = w.start[1] = (int32_t)((uint32_t)MAGIC_BITS - (uint32_t)best0);
-    w.start[2] = w.start[3] = (int32_t)((uint32_t)MAGIC_BITS - (uint32_t)best1);
+    w.start[0] = w.start[1] = (int32_t)((uint32_t)RNE_MAGIC_BITS - (uint32_t)best0);
+    w.start[2] = w.start[3] = (int32_t)((uint32_t)RNE_MAGIC_BITS - (uint32_t)best1);
     const float m = fmaxf(fabsf(w.m[0]), fabsf(w.m[1])); /* Inf if a row sees nothing */
     const bool is_far = __any_sync(FULL_WARP, m > NEAR_M);
     w.exact = __any_sync(FULL_WARP, !(m <= FAR_M));
@@ -261,19 +259,9 @@ __device__ __forceinline__ struct piece_rows piece_rows_of(int best0, int best1,
  * is a sum of exponents, as it is normal. */
 __device__ __forceinline__ uint32_t exact_code(float x)
 {
-    x = fmaxf(x, -80.0f);
-    const float t = __fadd_rn(__fmul_rn(x, LOG2_E), MAGIC), n = __fsub_rn(t, MAGIC);
-    float r = __fmaf_rn(n, -0.693145752f, x);
-    r = __fmaf_rn(n, -1.42860677e-6f, r);
-    float e = 1.3888889e-3f;
-    e = __fmaf_rn(e, r, 8.3333333e-3f);
-    e = __fmaf_rn(e, r, 4.1666667e-2f);
-    e = __fmaf_rn(e, r, 1.6666667e-1f);
-    e = __fmaf_rn(e, r, 0.5f);
-    e = __fmaf_rn(e, r, 1.0f);
-    e = __fmaf_rn(e, r, 1.0f);
-    e = __int_as_float(__float_as_int(e) + (__float_as_int(t) << 23));
-    return __float_as_uint(__fadd_rn(__fmul_rn(127.0f, e), MAGIC));
+    const struct d_exp_parts e = d_exp_parts_of(fmaxf(x, -80.0f));
+    const float y = __uint_as_float(__float_as_uint(e.rest) + (e.n << 23));
+    return __float_as_uint(__fadd_rn(__fmul_rn(127.0f, y), RNE_MAGIC));
 }
 
 /* The lane's 8 probabilities of two tiles, by the definition: a[r] for its row r. */
@@ -307,7 +295,7 @@ __device__ __forceinline__ bool near_codes(const int32_t (&c)[2][4], const struc
         uint32_t u[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const float x = __fsub_rn(__int_as_float(c[k / 2][2 * r + k % 2]), MAGIC);
+            const float x = __fsub_rn(__int_as_float(c[k / 2][2 * r + k % 2]), RNE_MAGIC);
             const float y = p_exp2_near(__fmaf_rn(x, mul_log2, LOG2_127));
             u[k] = __float_as_uint(__fadd_rn(y, w.round));
         }
@@ -383,7 +371,7 @@ template <int D> __device__ __forceinline__ void piece_begin(struct tile_sums<D>
     t.l[0] = t.l[1] = 0;
 #pragma unroll
     for (int n = 0; n < tile_shape<D>::N_TILES; n++)
-        t.o[n][0] = t.o[n][1] = t.o[n][2] = t.o[n][3] = MAGIC_BITS;
+        t.o[n][0] = t.o[n][1] = t.o[n][2] = t.o[n][3] = RNE_MAGIC_BITS;
 }
 
 /* A row that sees nothing of the piece has weight 0 and zeros: no change. */
@@ -399,7 +387,7 @@ __device__ __forceinline__ void piece_end(struct tile_sums<D> &t, const float (&
 #pragma unroll
         for (int i = 0; i < 4; i++)
             t.acc[n][i] =
-                __fmaf_rn(w[i / 2], __fsub_rn(__int_as_float(t.o[n][i]), MAGIC), t.acc[n][i]);
+                __fmaf_rn(w[i / 2], __fsub_rn(__int_as_float(t.o[n][i]), RNE_MAGIC), t.acc[n][i]);
 }
 
 /* Tiles of long sequences come late in the list, and should start early. */
@@ -536,16 +524,7 @@ template <int D> static cudaError_t prefill(cudaStream_t st, const struct sq_gpu
 
 cudaError_t attend_s8_prefill(cudaStream_t st, const struct sq_gpu_attend *a)
 {
-    switch (a->a.head_dim) {
-    case 64:
-        return prefill<64>(st, a);
-    case 80:
-        return prefill<80>(st, a);
-    case 96:
-        return prefill<96>(st, a);
-    case 128:
-        return prefill<128>(st, a);
-    default:
-        return cudaErrorInvalidValue;
-    }
+    return attn_by_dim(
+        a->a.head_dim, [=](auto d) { return prefill<decltype(d)::value>(st, a); },
+        [] { return cudaErrorInvalidValue; });
 }

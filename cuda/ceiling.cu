@@ -1,12 +1,12 @@
 /* Reads memory as fast as it comes: what a decode step's bandwidth is compared with. */
-#include "cuda/ceilings.h"
+#include "cuda/kernels.h"
 
 namespace
 {
 
 constexpr int threads = 512, unroll = 8;
 
-/* Sums so that no load can be left out; the store never happens but the compiler cannot know. */
+/* Sums so that no load can be left out; a sum that is stored is as likely as any one of 2^32. */
 __global__ void __launch_bounds__(threads) read_all(const uint4 *p, size_t n, uint32_t *out)
 {
     const size_t stride = (size_t)gridDim.x * threads * unroll;

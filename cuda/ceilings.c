@@ -1,8 +1,6 @@
-#include "cuda/ceilings.h"
-
-#include <stdlib.h>
-
+/* What the device reaches at its best: read bandwidth, and the library's matmuls of a size that suits it. */
 #include "cuda/cuda.h"
+#include "cuda/timing.h"
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 
@@ -15,7 +13,6 @@
 
 struct probe {
     struct sq_cuda *c;
-    cudaEvent_t start, end;
     uint8_t *mem; /* everything: what is read, or w, x and y */
     size_t bytes;
     size_t read_bytes;
@@ -23,49 +20,30 @@ struct probe {
     struct sq_lt_mm mm;
 };
 
-/* One call of whatever is measured. 0 or -SQ_E_*. */
-typedef int call_fn(struct probe *p);
-
-static int read_call(struct probe *p)
+static int read_call(void *ctx)
 {
+    const struct probe *p = ctx;
     cudaError_t e =
         sq_gpu_read_all(p->c->st, p->mem, p->read_bytes, p->n_blocks, (uint32_t *)(void *)p->mem);
     return sq_cuda_check(p->c, e, "measuring read bandwidth");
 }
 
-static int matmul_call(struct probe *p)
+static int matmul_call(void *ctx)
 {
+    const struct probe *p = ctx;
     return sq_cuda_check_lt(p->c, sq_lt_matmul(p->c->lt, &p->mm), "measuring matmuls");
 }
 
-static int by_value(const void *a, const void *b)
+/* Seconds of one call. */
+static int time_calls(struct probe *p, int (*call)(void *ctx), double *ret_s, struct sq_err *err)
 {
-    const float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-/* Seconds of one call: the median of samples of several. */
-static int time_calls(struct probe *p, call_fn *call, double *ret_s)
-{
-    float ms[SAMPLES];
-    cudaStream_t st = p->c->st;
-    int rc = call(p); /* warm */
-    for (int i = 0; i < SAMPLES && !rc; i++) {
-        cudaError_t e = cudaEventRecord(p->start, st);
-        for (int k = 0; k < CALLS && !rc; k++)
-            rc = call(p);
-        if (e == cudaSuccess && !rc)
-            e = cudaEventRecord(p->end, st);
-        if (e == cudaSuccess && !rc)
-            e = cudaEventSynchronize(p->end);
-        if (e == cudaSuccess && !rc)
-            e = cudaEventElapsedTime(&ms[i], p->start, p->end);
-        rc = rc ? rc : sq_cuda_check(p->c, e, "timing");
-    }
-    if (rc)
+    float ms;
+    int rc = sq_cuda_time(p->c, call, p, SAMPLES, CALLS, &ms);
+    if (rc) {
+        (void)sq_fail(err, SQ_E_DEVICE, "measuring the device: %s", p->c->fault);
         return rc;
-    qsort(ms, SAMPLES, sizeof *ms, by_value);
-    *ret_s = (double)SQ_MAX(ms[SAMPLES / 2], 1e-6f) / 1e3 / CALLS;
+    }
+    *ret_s = (double)SQ_MAX(ms, 1e-6f) / 1e3;
     return 0;
 }
 
@@ -86,10 +64,10 @@ static int time_matmul(struct probe *p, enum sq_dtype dtype, double *ret_ops, st
                               .n_rows = n,
                               .dtype = dtype};
     int rc = sq_lt_prepare(p->c->lt, &p->mm, err);
+    if (!rc)
+        rc = time_calls(p, matmul_call, &s, err);
     if (rc)
         return rc;
-    if (time_calls(p, matmul_call, &s))
-        return sq_fail(err, SQ_E_DEVICE, "measuring the device: %s", p->c->fault);
     *ret_ops = 2.0 * n * n * n / s;
     return 0;
 }
@@ -117,19 +95,16 @@ static int run(struct probe *p, struct sq_gpu_ceilings *ret, struct sq_err *err)
     struct sq_gpu_ceilings r;
     double s;
     int n_sms;
-    cudaError_t e = cudaEventCreate(&p->start);
-    if (e == cudaSuccess)
-        e = cudaEventCreate(&p->end);
-    if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, p->c->o.device);
+    cudaError_t e = cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, p->c->o.device);
     if (e == cudaSuccess)
         e = cudaMemsetAsync(p->mem, 0x11, p->bytes, p->c->st);
     int rc = sq_cuda_fail(p->c, e, "measuring the device", err);
     if (rc)
         return rc;
     p->n_blocks = 8 * n_sms;
-    if (time_calls(p, read_call, &s))
-        return sq_fail(err, SQ_E_DEVICE, "measuring the device: %s", p->c->fault);
+    rc = time_calls(p, read_call, &s, err);
+    if (rc)
+        return rc;
     r.read_bytes_per_s = (double)p->read_bytes / s;
     rc = fill(p, err);
     rc = rc ? rc : time_matmul(p, SQ_I8, &r.int8_ops_per_s, err);
@@ -153,10 +128,6 @@ int sq_cuda_ceilings(struct sq_backend *be, bool quick, struct sq_gpu_ceilings *
     p.mem = mem;
     rc = run(&p, ret, err);
     (void)cudaStreamSynchronize(p.c->st); /* it still reads what is freed now */
-    if (p.start)
-        (void)cudaEventDestroy(p.start);
-    if (p.end)
-        (void)cudaEventDestroy(p.end);
     sq_cuda_free(p.c, SQ_CUDA_WORK, mem, p.bytes);
     return rc;
 }

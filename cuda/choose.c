@@ -1,11 +1,12 @@
-/* Few rows: our own kernel or the library? Timed once per shape and bucket of rows at the start, on a real device: the library's way with
- * everything that follows it, so that no bucket is slower than it has to be. Where nothing is timed, our own kernel takes all it can. */
-#include <string.h>
-
+/* Up to SQ_GPU_SMALL_MAX rows: our own kernel or the library? Timed once per shape and bucket of rows at the start, on a real device: the
+ * library's way with everything that follows it, so that no bucket is slower than it has to be. Where nothing is timed, our own kernel
+ * has them all. */
 #include "cuda/cuda.h"
+#include "cuda/timing.h"
 #include "engine/base/check.h"
+#include "engine/base/num.h"
 
-enum { WARM_UP = 2, LAUNCHES = 8, ROUNDS = 5 };
+enum { LAUNCHES = 8, ROUNDS = 5 };
 
 /* Buckets up to SQ_GPU_SMALL_MAX, by number. */
 static int bucket_number(int n_rows)
@@ -21,21 +22,7 @@ bool sq_cuda_use_small(const struct sq_linear *l, int n_rows)
     return n_rows <= SQ_GPU_SMALL_MAX && !(l->lt_buckets >> bucket_number(n_rows) & 1);
 }
 
-/* What is taken where nothing is timed. */
-void sq_cuda_choose_untimed(struct sq_linear *l)
-{
-    for (int n = 1, i = 0; n <= SQ_GPU_SMALL_MAX; n = sq_lt_bucket(n + 1), i++)
-        l->lt_buckets |= n >= SQ_CUDA_LT_ROWS ? 1u << i : 0;
-}
-
-bool sq_cuda_is_timed(const struct sq_cuda *c)
-{
-    static const char not_real[] = "(softgpu)";
-    const size_t n = strlen(c->name), k = sizeof not_real - 1;
-    return n < k || strcmp(c->name + n - k, not_real) != 0;
-}
-
-/* What is timed: l on n_rows rows of whatever stands in the convert buffer, results to scratch behind the library's own. */
+/* What is timed: l on n_rows rows of zeros in the convert buffer, results to scratch behind the library's own. */
 struct trial {
     struct sq_cuda *c;
     struct sq_linear *l;
@@ -44,38 +31,11 @@ struct trial {
     bool small;
 };
 
-static int run_once(const struct trial *t)
+static int run_once(void *ctx)
 {
-    struct trial copy = *t;
+    struct trial *t = ctx;
     const int epi = t->l->d.out == SQ_OUT_S8 ? SQ_EPI_S8_RELU : SQ_EPI_F32;
-    return sq_cuda_linear_way(t->c, t->l, &copy.x, t->n_rows, &copy.y, epi, t->small);
-}
-
-static int median_ms(struct trial *t, float *ret)
-{
-    struct sq_cuda *c = t->c;
-    float ms[ROUNDS];
-    int rc = 0;
-    for (int i = 0; i < WARM_UP && !rc; i++)
-        rc = run_once(t);
-    for (int r = 0; r < ROUNDS && !rc; r++) {
-        rc = sq_cuda_check(c, cudaEventRecord(c->timer[0], c->st), "timing");
-        for (int i = 0; i < LAUNCHES && !rc; i++)
-            rc = run_once(t);
-        rc = rc ? rc : sq_cuda_check(c, cudaEventRecord(c->timer[1], c->st), "timing");
-        rc = rc ? rc : sq_cuda_check(c, cudaEventSynchronize(c->timer[1]), "timing");
-        rc =
-            rc ? rc
-               : sq_cuda_check(c, cudaEventElapsedTime(&ms[r], c->timer[0], c->timer[1]), "timing");
-        for (int i = r; i > 0 && !rc && ms[i] < ms[i - 1]; i--) {
-            const float swap = ms[i];
-            ms[i] = ms[i - 1];
-            ms[i - 1] = swap;
-        }
-    }
-    if (!rc)
-        *ret = ms[ROUNDS / 2] / LAUNCHES;
-    return rc;
+    return sq_cuda_linear_way(t->c, t->l, &t->x, t->n_rows, &t->y, epi, t->small);
 }
 
 static const struct sq_linear *same_shape(const struct sq_cuda *c, const struct sq_linear *l)
@@ -93,8 +53,8 @@ static bool place(struct trial *t)
     struct sq_cuda *c = t->c;
     const struct sq_linear *l = t->l;
     const size_t rows = (size_t)t->n_rows, acc = rows * l->n_pad * sizeof(int32_t);
-    const size_t stride_x = l->k_pad + SQ_CUDA_BIAS_COLS;
-    const size_t stride_y = (l->n_pad + 15) / 16 * 16 + SQ_CUDA_BIAS_COLS;
+    const size_t stride_x = l->k_pad + SQ_LT_BIAS_COLS;
+    const size_t stride_y = sq_round_up(l->n_pad, 16) + SQ_LT_BIAS_COLS;
     if (rows * (stride_x + sizeof(float)) > c->convert_bytes || 2 * acc > c->scratch_bytes)
         return false;
     int8_t *in = c->convert, *out = (int8_t *)c->scratch + acc;
@@ -119,9 +79,7 @@ int sq_cuda_choose(struct sq_cuda *c, struct sq_linear *l, int max_rows, struct 
         l->lt_buckets = known->lt_buckets;
         return 0;
     }
-    int rc = sq_cuda_zero(c, c->convert, c->convert_bytes, err); /* the trials' inputs */
-    if (rc)
-        return rc;
+    int rc = 0;
     for (int n = 1, i = 0; n <= SQ_MIN(max_rows, SQ_GPU_SMALL_MAX); n = sq_lt_bucket(n + 1), i++) {
         struct trial t = {.c = c, .l = l, .n_rows = n};
         float ms[2];
@@ -129,7 +87,7 @@ int sq_cuda_choose(struct sq_cuda *c, struct sq_linear *l, int max_rows, struct 
             continue;
         for (int small = 0; small < 2 && !rc; small++) {
             t.small = small;
-            rc = median_ms(&t, &ms[small]);
+            rc = sq_cuda_time(c, run_once, &t, ROUNDS, LAUNCHES, &ms[small]);
         }
         if (rc)
             return sq_fail(err, SQ_E_DEVICE, "timing %s at %d rows: %s", l->d.name, n, c->fault);

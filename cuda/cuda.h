@@ -12,17 +12,13 @@
 #include "engine/backend.h"
 #include "engine/quant.h"
 
-/* Columns behind a row of codes that carry a bias through an int8 matmul: 127 (31 times) and 1. */
-#define SQ_CUDA_BIAS_COLS 32
 #define SQ_CUDA_ALIGN 256 /* cudaMalloc's own */
 /* Results between cuBLASLt and what follows it: larger matmuls go through it in parts. */
 #define SQ_CUDA_SCRATCH_MAX ((size_t)256 << 20)
 #define SQ_CUDA_MAX_RECORDINGS 256
-/* A norm goes into the matmul behind it up to so many rows and columns: beyond, every block's share of it costs more than a launch. */
-#define SQ_CUDA_FUSED_NORM_ROWS 2
+/* A norm of few rows goes into the matmul behind it up to so many columns: a row must fit a block's shared memory beside all else. */
 #define SQ_CUDA_FUSED_NORM_DIM 12288
-/* Where nothing is timed: from so many rows on the library, which shares the inputs among its blocks. */
-#define SQ_CUDA_LT_ROWS 33
+#define SQ_CUDA_FUSED_NORM_DIM_SM75 4096
 #define SQ_CUDA_SMALL_BUCKETS 16 /* at least those up to SQ_GPU_SMALL_MAX */
 
 struct sq_buf {
@@ -40,8 +36,8 @@ struct sq_linear {
     struct sq_linear_desc d; /* d.name owned */
     /* int8: n_in rounded up to 16, elements between rows, n_out rounded up to 4 (rows added are zero). float: n_in, n_in, n_out */
     size_t k_pad, ld, n_pad;
-    bool
-        bias_cols; /* int8 out: bias digits stand behind k_pad, so that the library can write codes itself */
+    /* int8 out: bias digits stand behind k_pad, so that the library can write codes itself */
+    bool bias_cols;
     void *w;
     float *mul, *bias; /* [n_pad]; bias 0 where there is none */
     int32_t *bias_acc; /* [n_pad]; S8 only */
@@ -111,7 +107,7 @@ struct sq_cuda_step {
     struct sq_gpu_step dev; /* pointers into mem */
     int32_t *mem, *host[2]; /* the same layout, [words] */
     size_t words;
-    size_t at_ids, at_pos, at_row_seq, at_out, at_seq, at_dec, at_parts, at_tiles, at_blocks;
+    size_t at_ids, at_pos, at_row_seq, at_out, at_seq, at_dec, at_tiles, at_blocks;
     cudaEvent_t copied[2];
     int turn;
     /* of the step that runs */
@@ -152,6 +148,16 @@ struct sq_cuda_wait {
     int n_rows;
     struct sq_gpu_finish add;
 };
+/* Matmuls of few rows that become one launch, in order, each with the norm in front of it. They were asked for before what waits above. */
+struct sq_cuda_chain {
+    struct sq_gpu_gemm g[SQ_GPU_CHAIN];
+    struct sq_gpu_norm norm[SQ_GPU_CHAIN];
+    const char *name; /* of the first */
+    int n;
+};
+/* Launches them; before anything else goes to the stream. */
+int sq_cuda_flush_chain(struct sq_cuda *c);
+/* Launches all that waits. */
 int sq_cuda_flush(struct sq_cuda *c);
 
 int sq_cuda_embed(struct sq_backend *be, const struct sq_batch *b, struct sq_linear *table,
@@ -170,7 +176,7 @@ int sq_cuda_observe(struct sq_backend *be, struct sq_buf *x, int row0, int n_row
 int sq_cuda_view(struct sq_backend *be, struct sq_buf *x, int n_rows, const float **ret);
 int sq_cuda_sync(struct sq_backend *be);
 
-/* --- linear.c: weights and the ways through them; attend.c --- */
+/* --- linear.c: weights and the ways through them --- */
 
 int sq_cuda_linear_new(struct sq_backend *be, const struct sq_linear_desc *d,
                        struct sq_linear **ret, struct sq_err *err);
@@ -182,7 +188,7 @@ void sq_cuda_linear_free(struct sq_backend *be, struct sq_linear *l);
 
 int sq_cuda_linear(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x, int n_rows,
                    struct sq_buf *y);
-/* Runs l now: epi says what becomes of the result, norm (may be NULL) what is done before. n_rows as launched. */
+/* Runs l, or puts it into the chain: epi says what becomes of the result, norm (may be NULL) what is done before. n_rows as launched. */
 int sq_cuda_linear_run(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, int n_rows,
                        struct sq_buf *y, int epi, float inv_step, const struct sq_norm *norm,
                        const float *norm_x);
@@ -197,12 +203,17 @@ int sq_cuda_linear_prepare(struct sq_cuda *c, struct sq_linear *l, int max_rows,
 
 /* --- choose.c --- */
 
-bool sq_cuda_is_timed(const struct sq_cuda *c); /* is there a clock that means something? */
-void sq_cuda_choose_untimed(struct sq_linear *l);
 bool sq_cuda_use_small(const struct sq_linear *l, int n_rows);
 int sq_cuda_choose(struct sq_cuda *c, struct sq_linear *l, int max_rows,
                    struct sq_err *err) SQ_CHECKED;
 void sq_cuda_choices(struct sq_backend *be, sq_gpu_choice_fn *each, void *ctx);
+
+/* --- ceilings.c --- */
+
+int sq_cuda_ceilings(struct sq_backend *be, bool quick, struct sq_gpu_ceilings *ret,
+                     struct sq_err *err);
+
+/* --- attend.c --- */
 
 int sq_cuda_rope(struct sq_backend *be, struct sq_rope *r, const struct sq_attn *a,
                  const struct sq_batch *b, struct sq_buf *x, struct sq_buf *y);
@@ -210,7 +221,8 @@ int sq_cuda_kv_write(struct sq_backend *be, struct sq_kv *kv, const struct sq_at
                      const struct sq_batch *b, struct sq_buf *qkv);
 int sq_cuda_attend(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn *a,
                    const struct sq_batch *b, struct sq_buf *qkv, struct sq_buf *out);
-int sq_cuda_flush_attention(struct sq_cuda *c); /* PEND_ROPE and PEND_KV as launches of their own */
+/* PEND_ROPE and PEND_KV as launches of their own. */
+int sq_cuda_attention_now(struct sq_cuda *c, const struct sq_cuda_wait *w);
 
 /* --- the backend --- */
 
@@ -221,12 +233,14 @@ struct sq_cuda {
     int capability;
     cudaStream_t st;
     struct sq_lt *lt;
+    bool is_timed; /* there is a clock that means something: sq_lt_is_timed */
     size_t used_bytes[SQ_CUDA_N_CLASSES], n_allocs;
     size_t held_bytes; /* struct sq_gpu_budget's */
     uintptr_t plan_at; /* next address of a plan */
     struct sq_cuda_stage stage;
     struct sq_cuda_step step;
     struct sq_cuda_wait wait;
+    struct sq_cuda_chain chain;
     struct sq_linear *linears; /* all, for reserve */
     struct sq_buf *bufs;
     /* made by reserve */
@@ -241,7 +255,7 @@ struct sq_cuda {
     int32_t *ids, *host_ids; /* of argmax */
     float *absmax;           /* of observe */
     size_t ids_bytes, absmax_bytes;
-    cudaEvent_t timer[2]; /* of choose.c */
+    cudaEvent_t timer[2]; /* of timing.c */
     char fault[256];      /* the first sticky error, "" = none */
 };
 

@@ -380,6 +380,11 @@ const char *sq_lt_round_name(enum sq_lt_round r)
     return names[r];
 }
 
+bool sq_lt_is_timed(const struct sq_lt *lt)
+{
+    return lt->is_timed;
+}
+
 void sq_lt_get_stats(const struct sq_lt *lt, struct sq_lt_stats *ret)
 {
     *ret = lt->stats;

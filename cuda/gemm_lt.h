@@ -38,6 +38,8 @@ int sq_lt_open(const struct sq_lt_options *o, cudaStream_t st, struct sq_lt **re
 void sq_lt_close(struct sq_lt *lt);
 enum sq_lt_round sq_lt_rounding(const struct sq_lt *lt);
 const char *sq_lt_round_name(enum sq_lt_round r); /* "rne", "rz", "rna", "other" */
+/* Does the device have a clock that means something? */
+bool sq_lt_is_timed(const struct sq_lt *lt);
 
 struct sq_lt_mm {
     const void *w, *x;    /* int8, or float of `dtype` */
@@ -74,8 +76,8 @@ struct sq_lt_stats {
 };
 void sq_lt_get_stats(const struct sq_lt *lt, struct sq_lt_stats *ret);
 
-/* A bias inside the accumulator: 32 more columns along K. Inputs hold 127 (31 times) and 1 there (kernels.h, struct sq_gpu_codes), each weight
- * row the digits of its bias in accumulator units: sum_i ones[i] * digits[i] == bias, digits within [-127,127]. */
+/* A bias inside the accumulator: more columns along K. Inputs hold constants there (ones: 127, and 1 in the last column), each weight row the
+ * digits of its bias in accumulator units: sum_i ones[i] * digits[i] == bias, digits within [-127,127]. */
 #define SQ_LT_BIAS_COLS 32
 #define SQ_LT_BIAS_MAX (127 * 31 * 127 + 127)
 /* Within the digits' reach, and no sum over k products of codes (-128 among them) can leave s32 with it. */

@@ -34,57 +34,60 @@ static int slice_lines(const struct sq_small_shape *s, const struct sq_small_pla
     return div_up(div_up(s->k, SQ_SMALL_LINE), p->slices);
 }
 
-static void place_norm(const struct sq_small_shape *s, struct sq_small_plan *p)
+static bool in_front(const struct sq_small_shape *s)
 {
-    p->x_stride = slice_lines(s, p) * SQ_SMALL_LINE + 16;
-    p->row_floats = div_up(s->norm_dim, 32) * 32 + 16;
-    const int row_bytes = p->row_floats * (int)sizeof(float);
-    const int room = s->shared_bytes / 8 * 3; /* the rest is the ring's */
-    p->norm_rows = least(most(room / row_bytes, 1), s->n_rows);
-    p->rows_at = p->codes_at + s->n_rows * p->x_stride;
-    p->ring_at = p->rows_at + p->norm_rows * row_bytes;
+    return s->norm_dim > 0 && s->n_rows <= SQ_SMALL_FRONT_ROWS;
 }
 
-static int stage_bytes(const struct sq_small_shape *s, const struct sq_small_plan *p)
+/* Where everything lies, and a stage of the ring, for given warps. */
+static void place(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
-    const int rows = p->warps_n * SQ_SMALL_WARP_ROWS + (s->norm_dim ? 0 : s->n_rows);
-    return rows * p->warps_k * SQ_SMALL_LINE;
+    const int rows = p->warps_n * SQ_SMALL_WARP_ROWS;
+    int front = p->warps_k * s->n_rows * p->sum_stride * (int)sizeof(int32_t);
+    p->norm_in_front = in_front(s);
+    p->const_bytes = most(2 * rows * (int)sizeof(float), s->const_least);
+    p->front_at = 2 * p->const_bytes;
+    if (s->norm_dim) {
+        p->row_floats = div_up(s->norm_dim, 32) * 32 + 16;
+        const int row_bytes = p->row_floats * (int)sizeof(float);
+        const int room = s->shared_bytes / 8 * 3; /* the rest is the ring's */
+        p->norm_rows = in_front(s) ? least(most(room / row_bytes, 1), s->n_rows) : 1;
+        front = most(front, p->norm_rows * row_bytes);
+    }
+    p->front_bytes = most(front, s->front_least);
+    p->codes_at = div_up(p->front_at + p->front_bytes, SQ_SMALL_LINE) * SQ_SMALL_LINE;
+    p->x_stride = in_front(s) ? slice_lines(s, p) * SQ_SMALL_LINE : SQ_SMALL_LINE;
+    p->ring_at = p->codes_at + (in_front(s) ? s->n_rows * p->x_stride : 0);
+    p->stage_bytes =
+        (rows + (in_front(s) ? 0 : SQ_SMALL_X_ROWS(s->n_rows))) * p->warps_k * SQ_SMALL_LINE;
 }
 
-/* As many warps along k as are of use and leave room for a ring; then its stages. */
-static void place_ring(const struct sq_small_shape *s, struct sq_small_plan *p)
-{
-    const int lines = slice_lines(s, p), room = s->shared_bytes - p->ring_at;
-    for (p->warps_k = 8; p->warps_k > 1; p->warps_k /= 2)
-        if (p->warps_n * p->warps_k <= WARPS_WANTED && p->warps_k <= lines &&
-            STAGES_WANTED * stage_bytes(s, p) <= room)
-            break;
-    p->stage_bytes = stage_bytes(s, p);
-    p->stages = least(room / p->stage_bytes, SQ_SMALL_STAGES);
-    p->stages = most(least(p->stages, div_up(lines, p->warps_k) + 1), 2);
-}
-
-/* The block's shape for given ranges and slices; false if it does not fit. */
+/* The block's shape for given ranges and slices: as many warps along k as are of use and leave room for a ring; then its stages.
+ * False if it does not fit. */
 static bool shape_block(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
+    const int lines = slice_lines(s, p);
+    int room;
     p->warps_n = div_up(range_rows(s, p), SQ_SMALL_WARP_ROWS);
     if (p->warps_n > (s->n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS))
         return false;
-    const int rows = p->warps_n * SQ_SMALL_WARP_ROWS;
-    p->codes_at = p->rows_at = p->ring_at = 2 * rows * (int)sizeof(float);
-    if (s->norm_dim)
-        place_norm(s, p);
-    p->ring_at = div_up(p->ring_at, SQ_SMALL_LINE) * SQ_SMALL_LINE;
-    place_ring(s, p);
-    p->sum_stride = rows + 4;
-    const int sums = p->warps_k * s->n_rows * p->sum_stride * (int)sizeof(int32_t);
-    p->shared_bytes = p->ring_at + most(p->stages * p->stage_bytes, sums);
+    p->sum_stride = p->warps_n * SQ_SMALL_WARP_ROWS + 4;
+    for (p->warps_k = 8;; p->warps_k /= 2) {
+        place(s, p);
+        room = s->shared_bytes - p->ring_at;
+        if (p->warps_k == 1 || (p->warps_n * p->warps_k <= WARPS_WANTED && p->warps_k <= lines &&
+                                STAGES_WANTED * p->stage_bytes <= room))
+            break;
+    }
+    p->stages = least(room / p->stage_bytes, SQ_SMALL_STAGES);
+    p->stages = most(least(p->stages, div_up(lines, p->warps_k) + 1), 2);
+    p->shared_bytes = p->ring_at + p->stages * p->stage_bytes;
     return p->shared_bytes <= s->shared_bytes;
 }
 
 static bool plan_fits(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
-    if (!shape_block(s, p))
+    if (!shape_block(s, p) || (s->norm_dim > 0 && !p->norm_in_front && !s->may_join))
         return false;
     return p->slices == 1 ||
            (s->may_join && p->ranges <= SQ_SMALL_RANGES &&
@@ -92,7 +95,8 @@ static bool plan_fits(const struct sq_small_shape *s, struct sq_small_plan *p)
 }
 
 /* In bytes of memory traffic: bytes that others have read before come from the L2 and cost about a third, an uneven share of the work
- * costs a part of what it delays, since what is left to load then finds an idle memory. Joining slices costs a few round trips to the L2. */
+ * costs a part of what it delays, since what is left to load then finds an idle memory. Joining slices costs a few round trips to the L2, where
+ * the sums stay: each slice but the first adds its own, and the first reads them and leaves zeros. */
 static double plan_cost(const struct sq_small_shape *s, const struct sq_small_plan *p)
 {
     const double cached = 0.36, uneven = 0.3, join_fixed = 3e6;
@@ -100,24 +104,24 @@ static double plan_cost(const struct sq_small_shape *s, const struct sq_small_pl
     const int waves = div_up(p->ranges * p->slices, s->n_sms);
     const double longest = (double)range_rows(s, p) * slice_lines(s, p) * SQ_SMALL_LINE;
     double cost = weights + uneven * (longest * waves * s->n_sms - weights);
-    if (s->norm_dim)
+    if (in_front(s))
         cost += cached * s->norm_dim * (4.0 * s->n_rows * blocks + 8.0 * p->ranges);
     else
         cost += cached * s->n_rows * p->ranges * s->k;
     if (p->slices > 1)
-        cost += join_fixed + (double)s->n_rows * s->n_out * (8 + cached * 8 * (p->slices - 1));
+        cost += join_fixed + cached * 4.0 * s->n_rows * s->n_out * (p->slices + 1);
     return cost;
 }
 
-/* Ranges for a number of slices: a block for each multiprocessor, or as many more as let a range fit. */
+/* Ranges for a number of slices: a unit for each multiprocessor, or, of whole k, as many more as let a range fit. */
 static bool plan_ranges(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
     const int all = div_up(s->n_out, RANGE_LEAST);
-    for (int waves = 1;; waves *= 2) {
+    for (int waves = 1;; waves++) {
         p->ranges = least(most(s->n_sms * waves / p->slices, 1), all);
         if (plan_fits(s, p))
             return true;
-        if (p->ranges == all)
+        if (p->ranges == all || p->slices > 1)
             return false;
     }
 }
@@ -139,4 +143,22 @@ bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret)
         found = true;
     }
     return found;
+}
+
+bool sq_small_plan_chain(struct sq_small_shape *s, int n, struct sq_small_plan *ret)
+{
+    int consts = 0, front = 0;
+    for (int i = 0; i < n;) {
+        s[i].const_least = consts;
+        s[i].front_least = front;
+        if (!sq_small_plan(&s[i], &ret[i]))
+            return false;
+        const bool grew = ret[i].const_bytes > consts || ret[i].front_bytes > front;
+        consts = most(consts, ret[i].const_bytes);
+        front = most(front, ret[i].front_bytes);
+        i = grew && i > 0
+                ? 0
+                : i + 1; /* those before have to lie alike; both sizes only grow, and not beyond the device's memory */
+    }
+    return true;
 }

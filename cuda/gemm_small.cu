@@ -1,85 +1,45 @@
-/* int8 matmul of few rows: y[M,N] = x[M,K] w[N,K]^T, M <= 64, which reads the weights once, at the pace of the memory.
+/* int8 matmuls of few rows: y[M,N] = x[M,K] w[N,K]^T, M <= 64, which read the weights once, at the pace of the memory; one of them, or a chain of
+ * several that read what the one before wrote, in one launch.
  *
- * A block has a range of weight rows (at most 32 for each warp beside another) and a slice of K. It walks the slice in steps of one 128-byte
- * line of each row for each of the `warps_k` warps that share a range of rows; steps pass through a ring in shared memory, filled by cp.async
- * so that most of it is always on its way. A warp loads and multiplies its own 32 rows: weights are operand A (16 rows x 32 k), the rows
+ * A unit of work is a range of weight rows (at most 32 for each warp beside another) and a slice of K. A block walks the slice in steps of one
+ * 128-byte line of each row for each of the `warps_k` warps that share a range of rows; steps pass through a ring in shared memory, filled by
+ * cp.async so that most of it is always on its way. A warp loads and multiplies its own 32 rows: weights are operand A (16 rows x 32 k), the rows
  * of x are the columns of operand B, 8 at a time. Lines are swizzled (piece ^ row % 8), so neither copies nor ldmatrix meet a bank
  * conflict. Sums go through shared memory to whole output rows, where the epilogue is applied.
  *
- * With more slices than one, all but one block of a range add their sums to `work`; the last to start waits for them (all
- * of them are running), adds its own, finishes, and leaves zeros. Sums are integers: the order does not matter.
+ * Blocks stay: each goes from unit to unit, through all matmuls of the chain, with a barrier of the grid between two of them. The ring is filled
+ * with the next unit's weights before the sums of this one are finished, so that the memory works through epilogue, barrier and norm.
  *
- * With a norm, a block computes it while its first weights are under way: each block all rows, since that costs less than a launch. */
+ * With more slices than one, all but one block of a range add their sums to `work`; the first slice's waits for them, adds its own,
+ * finishes, and leaves zeros. Sums are integers: the order does not matter. Barriers and slices need all blocks to run at once: a cooperative launch.
+ *
+ * A norm of few rows is computed by each block, all of it, since that costs less than waiting; more rows are shared out, with one more barrier. */
 #include "cuda/finish.cuh"
-#include "cuda/gemm_plan.h"
-#include "cuda/kernels.h"
-#include "cuda/numbers.cuh"
+#include "cuda/gemm_norm.cuh"
+#include "cuda/gemm_small.cuh"
 #include "cuda/prims.cuh"
 
-#define LINE SQ_SMALL_LINE
-#define WARP_ROWS SQ_SMALL_WARP_ROWS
-#define WARP_BYTES (LINE * WARP_ROWS)
+#define PAUSE_NS 32 /* between two looks at a counter */
 
-struct job {
-    struct sq_gpu_gemm g;
-    struct sq_gpu_norm norm;
-    struct sq_small_plan p;
-};
-
-/* What this block, and this warp of it, has to do. */
-struct part {
-    int lane, warp, warp_n, warp_k;
-    int row0, n_rows; /* weight rows of the block */
-    int line0, n_lines, n_steps;
-    const int8_t *w; /* this lane's piece of the warp's first row, line 0 of the slice */
-    unsigned valid;  /* bit i: row 4 i + lane / 8 of the warp exists */
-};
-
-static __device__ __forceinline__ struct part my_part(const struct job &j)
+/* Whether the warp has a line of a step. */
+static __device__ __forceinline__ bool has_line(const struct part &p, int step)
 {
-    struct part p;
-    const int quads = (j.g.n_out + 3) / 4, lines = (j.g.k + LINE - 1) / LINE;
-    const unsigned t = blockIdx.x, s = blockIdx.y;
-    p.lane = (int)threadIdx.x % 32;
-    p.warp = __shfl_sync(FULL_WARP, (int)threadIdx.x / 32, 0);
-    p.warp_n = p.warp % j.p.warps_n;
-    p.warp_k = p.warp / j.p.warps_n;
-    p.row0 = 4 * (int)((unsigned long long)quads * t / gridDim.x);
-    p.n_rows = min(4 * (int)((unsigned long long)quads * (t + 1) / gridDim.x), j.g.n_out) - p.row0;
-    p.line0 = (int)(lines * s / gridDim.y);
-    p.n_lines = (int)(lines * (s + 1) / gridDim.y) - p.line0;
-    p.n_steps = (p.n_lines + j.p.warps_k - 1) / j.p.warps_k;
-    const int row = p.warp_n * WARP_ROWS + p.lane / 8;
-    p.w = j.g.w + (size_t)(p.row0 + row) * j.g.ldw + (size_t)(p.line0 + p.warp_k) * LINE +
-          p.lane % 8 * 16;
-    p.valid = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        p.valid |= (unsigned)(row + 4 * i < p.n_rows) << i;
-    return p;
+    return step * p.warps_k < p.lines_left;
 }
 
-/* Whether this lane's 16 bytes of the warp's line of a step lie inside of K. */
-static __device__ __forceinline__ bool piece_there(const struct job &j, const struct part &p,
-                                                   int step)
+/* Whether the lane's 16 bytes of it lie inside of K. */
+static __device__ __forceinline__ bool piece_there(const struct part &p, int step)
 {
-    const int line = p.line0 + step * j.p.warps_k + p.warp_k;
-    return line * LINE + p.lane % 8 * 16 < j.g.k;
+    return step * p.warps_k * LINE < p.k_left;
 }
 
-static __device__ __forceinline__ bool has_line(const struct job &j, const struct part &p, int step)
+static __device__ __forceinline__ void load_weights(const struct part &p, int step, uint8_t *slot)
 {
-    return step * j.p.warps_k + p.warp_k < p.n_lines;
-}
-
-static __device__ __forceinline__ void load_weights(const struct job &j, const struct part &p,
-                                                    int step, uint8_t *slot)
-{
-    if (!has_line(j, p, step))
+    if (!has_line(p, step))
         return;
-    const unsigned valid = piece_there(j, p, step) ? p.valid : 0;
-    const int8_t *w = p.w + (size_t)step * j.p.warps_k * LINE;
-    const size_t row4 = (size_t)j.g.ldw * 4;
+    const unsigned valid = piece_there(p, step) ? p.valid : 0;
+    const int8_t *w = p.w + (size_t)step * p.warps_k * LINE;
+    const size_t row4 = (size_t)p.ldw * 4;
     uint8_t *to = slot + p.warp * WARP_BYTES + p.lane / 8 * LINE;
     const int at = (p.lane % 8 ^ p.lane / 8) * 16;
 #pragma unroll
@@ -87,41 +47,55 @@ static __device__ __forceinline__ void load_weights(const struct job &j, const s
         p_cp_async16(to + i * 4 * LINE + (at ^ i % 2 * 64), w, valid >> i & 1);
 }
 
-/* The warps side by side share the line of x. The first steps' come by plain loads: they need no group, and wait for no weights. */
+/* Where a line of x begins in a stage: behind the weights. */
+static __device__ __forceinline__ int x_in_stage(const struct job &j, const struct part &p)
+{
+    return p.warps_n * p.warps_k * WARP_BYTES + p.warp_k * SQ_SMALL_X_ROWS(j.g.n_rows) * LINE;
+}
+
+/* The warps side by side share the line of x; rows that fill up a tile are zero. The first steps' come by plain loads: they need no group, and wait
+ * for no weights. */
 template <bool ASYNC>
 static __device__ __forceinline__ void load_x(const struct job &j, const struct part &p, int step,
                                               uint8_t *slot)
 {
-    if (!has_line(j, p, step))
+    if (!has_line(p, step))
         return;
-    const bool there = piece_there(j, p, step);
-    const int piece = p.lane % 8, line = p.line0 + step * j.p.warps_k + p.warp_k;
-    uint8_t *to = slot + j.p.warps_n * j.p.warps_k * WARP_BYTES + p.warp_k * j.g.n_rows * LINE;
-    for (int m = p.warp_n * 4 + p.lane / 8; m < j.g.n_rows; m += 4 * j.p.warps_n) {
+    const bool there = piece_there(p, step);
+    const int piece = p.lane % 8, line = p.line0 + step * p.warps_k + p.warp_k;
+    uint8_t *to = slot + x_in_stage(j, p);
+    for (int m = p.warp_n * 4 + p.lane / 8; m < SQ_SMALL_X_ROWS(j.g.n_rows); m += 4 * p.warps_n) {
         const int8_t *x = j.g.x.q + (size_t)m * j.g.x.stride + (size_t)line * LINE + piece * 16;
         uint8_t *at = to + m * LINE + (piece ^ m % 8) * 16;
+        const bool read = there && m < j.g.n_rows;
         if (ASYNC)
-            p_cp_async16(at, x, there);
+            p_cp_async16(at, x, read);
         else
-            *(uint4 *)at = there ? *(const uint4 *)x : make_uint4(0, 0, 0, 0);
+            *(uint4 *)at = read ? *(const uint4 *)x : make_uint4(0, 0, 0, 0);
     }
 }
 
-/* acc += one line of 32 weight rows times NT * 8 rows of x. `x_at`: this lane's row of a column tile; with a norm x is not swizzled. */
-template <int NT, bool NORM>
+/* Where a warp finds its operands in a line: this lane's row of weights and of the first tile of x, bytes to each next tile, and rows there are. */
+struct operands {
+    int w_at, x_at, x_tile, n_rows;
+};
+
+/* acc += one line of 32 weight rows times NT tiles of 8 rows of x; tiles that do not exist are the first one again. */
+template <int NT>
 static __device__ __forceinline__ void multiply(int32_t (&acc)[2][NT][4], const uint8_t *w,
-                                                const uint8_t *x, int w_at, const int (&x_at)[NT])
+                                                const uint8_t *x, const struct operands &o)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         uint32_t a[2][2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            p_ldmatrix_x4(a[i / 2][i % 2], w + i / 2 * 16 * LINE + (w_at ^ (h * 64 + i % 2 * 32)));
+            p_ldmatrix_x4(a[i / 2][i % 2],
+                          w + i / 2 * 16 * LINE + (o.w_at ^ (h * 64 + i % 2 * 32)));
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             uint32_t b[4];
-            p_ldmatrix_x4(b, x + (NORM ? x_at[n] + h * 64 : x_at[n] ^ h * 64));
+            p_ldmatrix_x4(b, x + (n * 8 < o.n_rows ? n * o.x_tile : 0) + (o.x_at ^ h * 64));
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 p_mma_s8(acc[i][n], a[i][0], b[0], b[1]);
@@ -131,92 +105,22 @@ static __device__ __forceinline__ void multiply(int32_t (&acc)[2][NT][4], const 
     }
 }
 
-/* --- the norm in front --- */
+/* --- the grid --- */
 
-/* Sum over a row in shared memory, in the canonical shape; the half warp's lane has every sixteenth element. */
-template <bool SQUARES>
-static __device__ __forceinline__ float lane_sum(const float *x, int dim, float mean)
+/* All blocks have come here, and what they wrote before is seen. The counter's highest bit turns with each barrier, whatever the grid's size. */
+static __device__ void grid_barrier(void *work)
 {
-    float acc = 0.0f;
-#pragma unroll 8
-    for (int k = (int)threadIdx.x % SQ_LANES; k < dim; k += SQ_LANES) {
-        const float d = SQUARES ? __fsub_rn(x[k], mean) : x[k];
-        acc = SQUARES ? __fmaf_rn(d, d, acc) : __fadd_rn(acc, d);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        unsigned *at = (unsigned *)work;
+        const unsigned mine = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1;
+        __threadfence();
+        const unsigned before = atomicAdd(at, mine);
+        while (((before ^ *(volatile unsigned *)at) & 0x80000000u) == 0)
+            __nanosleep(PAUSE_NS);
+        __threadfence();
     }
-    return d_sum16(acc);
-}
-
-/* x - 0 is x: RMSNorm is the same with a mean of 0. */
-static __device__ void row_stats(const struct sq_gpu_norm &n, const float *x, float2 *ret)
-{
-    const float dim = (float)n.dim;
-    const float mean = n.rms ? 0.0f : __fdiv_rn(lane_sum<false>(x, n.dim, 0.0f), dim);
-    const float var = __fdiv_rn(lane_sum<true>(x, n.dim, mean), dim);
-    if (threadIdx.x % SQ_LANES == 0)
-        *ret = make_float2(mean, __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(var, n.eps))));
-}
-
-static __device__ __forceinline__ float4 load_quad(const float *p, int k, int n)
-{
-    if (p == NULL)
-        return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (k + 4 <= n && (uintptr_t)(p + k) % 16 == 0)
-        return *(const float4 *)(p + k);
-    return make_float4(k < n ? p[k] : 0.0f, k + 1 < n ? p[k + 1] : 0.0f,
-                       k + 2 < n ? p[k + 2] : 0.0f, k + 3 < n ? p[k + 3] : 0.0f);
-}
-
-static __device__ __forceinline__ float norm_code(float x, float2 s, float gamma, float beta)
-{
-    return __fmaf_rn(__fmul_rn(__fsub_rn(x, s.x), s.y), gamma, beta);
-}
-
-/* Columns of the slice, of rows [m0, m0 + n), which are in shared memory. The first range's blocks put them into x.q as well. */
-static __device__ void norm_codes(const struct job &j, const struct part &p, int m0, int n,
-                                  const float *rows, const float2 *stats, uint8_t *codes)
-{
-    const int k0 = p.line0 * LINE, dim = j.norm.dim;
-    for (int c = (int)threadIdx.x * 4; c < p.n_lines * LINE; c += (int)blockDim.x * 4) {
-        const float4 g = load_quad(j.norm.gamma_q, k0 + c, dim);
-        const float4 b = load_quad(j.norm.beta_q, k0 + c, dim);
-        for (int m = 0; m < n; m++) {
-            const float4 x = load_quad(rows + m * j.p.row_floats, k0 + c, dim);
-            const float2 s = stats[m];
-            uint32_t q = d_codes4(norm_code(x.x, s, g.x, b.x), norm_code(x.y, s, g.y, b.y),
-                                  norm_code(x.z, s, g.z, b.z), norm_code(x.w, s, g.w, b.w));
-            const int left =
-                dim - k0 - c; /* what is not there is 0, whatever the mean made of it */
-            q &= left >= 4 ? ~0u : left <= 0 ? 0u : (1u << 8 * left) - 1;
-            *(uint32_t *)(codes + (m0 + m) * j.p.x_stride + c) = q;
-            if (blockIdx.x == 0 && j.g.x.q && k0 + c < j.g.k)
-                *(uint32_t *)(j.g.x.q + (size_t)(m0 + m) * j.g.x.stride + k0 + c) = q;
-        }
-    }
-}
-
-static __device__ void norm_in_front(const struct job &j, const struct part &p, uint8_t *shared)
-{
-    __shared__ float2 stats[SQ_GPU_NORM_ROWS];
-    float *rows = (float *)(shared + j.p.rows_at);
-    const int dim = j.norm.dim;
-    for (int m0 = 0; m0 < j.g.n_rows; m0 += j.p.norm_rows) {
-        const int n = min(j.p.norm_rows, j.g.n_rows - m0);
-        if (m0)
-            __syncthreads();
-        for (int m = 0; m < n; m++) {
-            const float *x = j.g.norm_x + (size_t)(m0 + m) * dim;
-#pragma unroll 4
-            for (int k = (int)threadIdx.x * 4; k < dim; k += (int)blockDim.x * 4)
-                *(float4 *)(rows + m * j.p.row_floats + k) = load_quad(x, k, dim);
-        }
-        __syncthreads();
-        for (int i = p.warp * 2; i < n; i += (int)blockDim.x / 16) {
-            const int m = min(i + p.lane / 16, n - 1);
-            row_stats(j.norm, rows + m * j.p.row_floats, &stats[m]);
-        }
-        __syncthreads();
-        norm_codes(j, p, m0, n, rows, stats, shared + j.p.codes_at);
-    }
+    __syncthreads();
 }
 
 /* --- results --- */
@@ -246,6 +150,8 @@ static __device__ __forceinline__ void store_sums(const struct sums &s, const st
                                                   const int32_t (&acc)[2][NT][4])
 {
     int32_t *to = s.at + p.warp_k * s.copy + p.warp_n * WARP_ROWS + p.lane / 4;
+    if (p.idle)
+        return;
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -258,49 +164,41 @@ static __device__ __forceinline__ void store_sums(const struct sums &s, const st
 
 /* --- several slices --- */
 
-static __device__ __forceinline__ int32_t *range_sums(const struct job &j)
+static __device__ __forceinline__ int32_t *range_sums(const struct job &j, const struct part &p)
 {
-    return (int32_t *)j.g.work + 2 * SQ_SMALL_RANGES +
-           (size_t)blockIdx.x * (size_t)(j.g.n_rows * j.p.warps_n * WARP_ROWS);
-}
-
-/* Taken at the start of a block, looked at when its sums are there: the last to start finishes the range, for all others are running. */
-static __device__ __forceinline__ bool take_ticket(const struct job &j)
-{
-    int32_t *counters = (int32_t *)j.g.work + 2 * blockIdx.x;
-    return gridDim.y == 1 || (threadIdx.x == 0 && atomicAdd(&counters[0], 1) == (int)gridDim.y - 1);
+    return (int32_t *)j.g.work + SQ_SMALL_SUMS_AT +
+           (size_t)p.range * (size_t)(j.g.n_rows * j.p.warps_n * WARP_ROWS);
 }
 
 static __device__ void add_slice(const struct job &j, const struct part &p, const struct sums &s)
 {
-    int32_t *sums = range_sums(j);
+    int32_t *sums = range_sums(j, p);
     for (int m = p.warp; m < j.g.n_rows; m += (int)blockDim.x / 32) {
         for (int r = p.lane; r < p.n_rows; r += 32) {
             int32_t sum = 0;
             for (int i = 0; i < s.n_copies; i++)
                 sum += s.at[i * s.copy + m * s.ld + r];
-            atomicAdd(&sums[m * j.p.warps_n * WARP_ROWS + r], sum);
+            p_red_add(&sums[m * j.p.warps_n * WARP_ROWS + r], sum);
         }
     }
 }
 
-/* True in the block that finishes, when the others have added their sums to work. `ticket`: thread 0's. */
-static __device__ bool join_slices(const struct job &j, const struct part &p, const struct sums &s,
-                                   bool ticket)
+/* True in the block of the first slice, when the others have added their sums to work. */
+static __device__ bool join_slices(const struct job &j, const struct part &p, const struct sums &s)
 {
-    int32_t *counters = (int32_t *)j.g.work + 2 * blockIdx.x;
-    if (!__syncthreads_or(threadIdx.x == 0 && ticket)) {
+    int32_t *counter = (int32_t *)j.g.work + SQ_SMALL_COUNTERS + p.range;
+    if (p.slice != 0) {
         add_slice(j, p, s);
         __threadfence();
         __syncthreads();
         if (threadIdx.x == 0)
-            atomicAdd(&counters[1], 1);
+            atomicAdd(counter, 1);
         return false;
     }
     if (threadIdx.x == 0) {
-        while (*(volatile int32_t *)&counters[1] != (int)gridDim.y - 1)
-            ;
-        counters[0] = counters[1] = 0;
+        while (*(volatile int32_t *)counter != j.p.slices - 1)
+            __nanosleep(PAUSE_NS);
+        *counter = 0;
         __threadfence();
     }
     __syncthreads();
@@ -324,7 +222,7 @@ static __device__ void put_sums(const struct job &j, int m, int n, int4 sum)
 static __device__ void finish(const struct job &j, const struct part &p, const struct sums &s,
                               const float *constants)
 {
-    const bool joined = gridDim.y > 1;
+    const bool joined = j.p.slices > 1;
     const int n_quads = (p.n_rows + 3) / 4, width = j.p.warps_n * WARP_ROWS;
     for (int i = (int)threadIdx.x; i < n_quads * j.g.n_rows; i += (int)blockDim.x) {
         const int m = i / n_quads, r = (i - m * n_quads) * 4;
@@ -332,7 +230,7 @@ static __device__ void finish(const struct job &j, const struct part &p, const s
         for (int c = 1; c < s.n_copies; c++)
             sum = add4(sum, *(const int4 *)(s.at + c * s.copy + m * s.ld + r));
         if (joined) {
-            int4 *others = (int4 *)(range_sums(j) + m * width + r);
+            int4 *others = (int4 *)(range_sums(j, p) + m * width + r);
             sum = add4(sum, __ldcg(others));
             __stcg(others, make_int4(0, 0, 0, 0));
         }
@@ -373,153 +271,217 @@ static __device__ __forceinline__ void wait_groups(int n)
     }
 }
 
-template <int NT, bool NORM>
+/* The unit that this block has after (job, unit), unit counting from the block's own number in steps of the grid. */
+struct next {
+    int job, unit;
+};
+
+static __device__ __forceinline__ struct next first_from(const struct chain &c, struct next at)
+{
+    while (at.job < c.n && at.unit >= n_units(c.job[at.job]))
+        at.job++, at.unit = (int)blockIdx.x;
+    return at;
+}
+
+/* Asks for its weights, as many as the ring holds, and its constants. All threads must be done with the unit before but for its front and constants. */
+static __device__ struct part request(const struct chain &c, const struct next &at, uint8_t *shared,
+                                      int turn)
+{
+    if (at.job >= c.n)
+        return {};
+    const struct job &j = c.job[at.job];
+    const struct part p = my_part(j, at.unit);
+    for (int i = 0; i < p.stages - 1; i++) {
+        load_weights(p, i, shared + j.p.ring_at + i * p.stage_bytes);
+        p_cp_async_commit();
+    }
+    load_constants(j, p, (float *)(shared + turn * j.p.const_bytes));
+    return p;
+}
+
+/* acc = the unit's weights times x. The weights of the first stages are on their way. */
+template <int NT>
+static __device__ __forceinline__ void stream(int32_t (&acc)[2][NT][4], const struct job &j,
+                                              const struct part &p, uint8_t *shared)
+{
+    const bool front = j.p.norm_in_front;
+    const int row = min(p.lane % 8, j.g.n_rows - 1);
+    const struct operands o = {
+        (p.lane % 8 + p.lane / 8 % 2 * 8) * LINE + (p.lane / 16 ^ p.lane % 8) * 16,
+        row * j.p.x_stride + (p.lane / 8 ^ row) * 16, 8 * j.p.x_stride, j.g.n_rows};
+    uint8_t *ring = shared + j.p.ring_at;
+    for (int step = 0, slot = 0, free_one = p.stages - 1; step < p.n_steps; step++) {
+        wait_groups(p.stages - 2);
+        __syncthreads();
+        if (free_one == p.stages)
+            free_one = 0;
+        load_weights(p, step + p.stages - 1, ring + free_one * p.stage_bytes);
+        if (!front)
+            load_x<true>(j, p, step + p.stages - 1, ring + free_one * p.stage_bytes);
+        p_cp_async_commit();
+        free_one++;
+        const uint8_t *at = ring + slot * p.stage_bytes;
+        if (has_line(p, step))
+            multiply<NT>(acc, at + p.warp * WARP_BYTES,
+                         front ? shared + j.p.codes_at + (step * p.warps_k + p.warp_k) * LINE
+                               : at + x_in_stage(j, p),
+                         o);
+        slot = slot + 1 == p.stages ? 0 : slot + 1;
+    }
+    p_cp_async_wait<0>(); /* empty groups */
+    __syncthreads();
+}
+
+template <int NT>
 static __global__ void
     __launch_bounds__((NT * 8 > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS) * 32, 1)
-        gemm_small(const __grid_constant__ struct job j)
+        gemm_small(const __grid_constant__ struct chain c)
 {
     extern __shared__ __align__(128) uint8_t shared[];
-    const struct part p = my_part(j);
-    uint8_t *ring = shared + j.p.ring_at;
-    float *constants = (float *)shared;
-
-    for (int i = 0; i < j.p.stages - 1; i++) {
-        load_weights(j, p, i, ring + i * j.p.stage_bytes);
-        p_cp_async_commit();
+    int turn = 0;
+    struct part p = request(c, first_from(c, {0, (int)blockIdx.x}), shared, turn);
+    for (int i = 0; i < c.n; i++) {
+        const struct job &j = c.job[i];
+        const bool front = j.p.norm_in_front;
+        if (i > 0)
+            grid_barrier(j.g.work);
+        if (j.norm.dim > 0 && !front) {
+            norm_shared_out(j, shared);
+            grid_barrier(j.g.work);
+        }
+        for (int unit = (int)blockIdx.x; unit < n_units(j); unit += (int)gridDim.x) {
+            if (NT * 8 > SQ_SMALL_WIDE)
+                p = my_part(j, p_again(unit));    /* registers are dearer there than arithmetic */
+            if (front && unit == (int)blockIdx.x) /* more units have the same slice: all of k */
+                norm_in_front(j, p, shared);
+            for (int k = 0; k < p.stages - 1 && !front; k++)
+                load_x<false>(j, p, k, shared + j.p.ring_at + k * p.stage_bytes);
+            int32_t acc[2][NT][4] = {};
+            stream<NT>(acc, j, p, shared);
+            const struct part done = my_part(j, p_again(unit));
+            struct sums s = {(int32_t *)(shared + j.p.front_at), j.p.sum_stride, j.p.warps_k, 0};
+            s.copy = j.g.n_rows * s.ld;
+            store_sums<NT>(s, j, done, acc);
+            p = request(c, first_from(c, {i, unit + (int)gridDim.x}), shared, !turn);
+            __syncthreads();
+            if (j.p.slices == 1 || join_slices(j, done, s))
+                finish(j, done, s, (const float *)(shared + turn * j.p.const_bytes));
+            turn = !turn;
+        }
     }
-    load_constants(j, p, constants);
-    p_let_next_start();
-    p_wait_for_previous();
-    const bool ticket = take_ticket(j);
-    if (NORM)
-        norm_in_front(j, p, shared);
-    else
-        for (int i = 0; i < j.p.stages - 1; i++)
-            load_x<false>(j, p, i, ring + i * j.p.stage_bytes);
-
-    int32_t acc[2][NT][4] = {};
-    const int w_at = (p.lane % 8 + p.lane / 8 % 2 * 8) * LINE + ((p.lane / 16 ^ p.lane % 8) * 16);
-    int x_at[NT];
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        const int m = min(n * 8 + p.lane % 8, j.g.n_rows - 1);
-        x_at[n] = NORM ? m * j.p.x_stride + p.lane / 8 * 16 : m * LINE + (p.lane / 8 ^ m % 8) * 16;
-    }
-    const int x_in_slot = j.p.warps_n * j.p.warps_k * WARP_BYTES + p.warp_k * j.g.n_rows * LINE;
-    for (int step = 0, slot = 0, next = j.p.stages - 1; step < p.n_steps; step++) {
-        wait_groups(j.p.stages - 2);
-        __syncthreads();
-        if (next == j.p.stages)
-            next = 0;
-        load_weights(j, p, step + j.p.stages - 1, ring + next * j.p.stage_bytes);
-        if (!NORM)
-            load_x<true>(j, p, step + j.p.stages - 1, ring + next * j.p.stage_bytes);
-        p_cp_async_commit();
-        next++;
-        uint8_t *at = ring + slot * j.p.stage_bytes;
-        if (has_line(j, p, step))
-            multiply<NT, NORM>(acc, at + p.warp * WARP_BYTES,
-                               NORM ? shared + j.p.codes_at + (step * j.p.warps_k + p.warp_k) * LINE
-                                    : at + x_in_slot,
-                               w_at, x_at);
-        slot = slot + 1 == j.p.stages ? 0 : slot + 1;
-    }
-    p_cp_async_wait<0>();
-    __syncthreads();
-
-    struct sums s = {(int32_t *)ring, j.p.sum_stride, j.p.warps_k, 0};
-    s.copy = j.g.n_rows * s.ld;
-    store_sums<NT>(s, j, p, acc);
-    __syncthreads();
-    if (gridDim.y == 1 || join_slices(j, p, s, ticket))
-        finish(j, p, s, constants);
 }
 
 /* --- the launch --- */
 
-/* Overlapping the kernel before (sm_90 and later): blocks start, and load weights, as soon as that one's blocks leave room. */
-static void config(cudaLaunchConfig_t *c, cudaLaunchAttribute *a, cudaStream_t st,
-                   const struct job *j, bool overlap)
+template <int NT> static cudaError_t launch(const struct chain *c, const cudaLaunchConfig_t *config)
 {
-    const struct sq_small_plan *p = &j->p;
-    c->gridDim = dim3((unsigned)p->ranges, (unsigned)p->slices);
-    c->blockDim = dim3((unsigned)(p->warps_n * p->warps_k * 32));
-    c->dynamicSmemBytes = (size_t)p->shared_bytes;
-    c->stream = st;
-    a->id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    a->val.programmaticStreamSerializationAllowed = 1;
-    c->attrs = a;
-    c->numAttrs = overlap ? 1 : 0;
-}
-
-template <int NT, bool NORM>
-static cudaError_t launch(cudaStream_t st, const struct job *j, bool overlap)
-{
-    cudaLaunchConfig_t c = {};
-    cudaLaunchAttribute a = {};
     cudaError_t e = cudaFuncSetAttribute(
-        gemm_small<NT, NORM>, cudaFuncAttributeMaxDynamicSharedMemorySize, j->p.shared_bytes);
-    if (e != cudaSuccess)
-        return e;
-    config(&c, &a, st, j, overlap);
-    e = cudaLaunchKernelEx(&c, gemm_small<NT, NORM>, *j);
+        gemm_small<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)config->dynamicSmemBytes);
+    if (e == cudaSuccess)
+        e = cudaLaunchKernelEx(config, gemm_small<NT>, *c);
     return e != cudaSuccess ? e : cudaGetLastError();
 }
 
-static cudaError_t this_device(struct sq_small_shape *s, int *ret_major)
+static cudaError_t this_device(int *ret_sms, int *ret_shared)
 {
     int id;
     cudaError_t e = cudaGetDevice(&id);
     if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(&s->n_sms, cudaDevAttrMultiProcessorCount, id);
+        e = cudaDeviceGetAttribute(ret_sms, cudaDevAttrMultiProcessorCount, id);
     if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(&s->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
-    if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(ret_major, cudaDevAttrComputeCapabilityMajor, id);
-    s->shared_bytes -= 128; /* what is declared in functions */
+        e = cudaDeviceGetAttribute(ret_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+    *ret_shared -= 128; /* what is declared in functions */
     return e;
 }
 
 extern "C" size_t sq_gpu_gemm_small_work(void)
 {
-    return (2 * SQ_SMALL_RANGES + (size_t)SQ_SMALL_SUMS) * sizeof(int32_t);
+    return (SQ_SMALL_SUMS_AT + (size_t)SQ_SMALL_SUMS) * sizeof(int32_t);
 }
 
 static bool shape_ok(const struct sq_gpu_gemm *g)
 {
     if (g->n_rows < 1 || g->n_rows > SQ_GPU_SMALL_MAX || g->n_out < 1 || g->k < 16 || g->k % 16)
         return false;
-    return !g->norm || (g->n_rows <= SQ_GPU_NORM_ROWS && g->norm->dim <= g->k);
+    return !g->norm || (g->norm->dim <= g->k && (g->n_rows <= SQ_SMALL_FRONT_ROWS || g->x.q));
 }
 
-extern "C" cudaError_t sq_gpu_gemm_small(cudaStream_t st, const struct sq_gpu_gemm *g)
+static bool chain_ok(const struct sq_gpu_gemm *g, int n)
 {
-    struct sq_small_shape s = {};
-    struct job j = {};
-    int major = 0;
-    if (!shape_ok(g))
+    if (n < 1 || n > SQ_GPU_CHAIN)
+        return false;
+    for (int i = 0; i < n; i++)
+        if (!shape_ok(&g[i]) || g[i].n_rows != g[0].n_rows || g[i].work != g[0].work ||
+            (n > 1 && !g[i].work))
+            return false;
+    return true;
+}
+
+/* False: they do not fit into one launch. */
+static bool plan_all(struct chain *c, const struct sq_gpu_gemm *g, int n, int n_sms, int shared)
+{
+    struct sq_small_shape s[SQ_GPU_CHAIN] = {};
+    struct sq_small_plan p[SQ_GPU_CHAIN];
+    for (int i = 0; i < n; i++) {
+        s[i].n_out = g[i].n_out;
+        s[i].k = g[i].k;
+        s[i].n_rows = g[i].n_rows;
+        s[i].norm_dim = g[i].norm ? g[i].norm->dim : 0;
+        s[i].may_join = g[i].work != NULL;
+        s[i].n_sms = n_sms;
+        s[i].shared_bytes = shared;
+    }
+    if (!sq_small_plan_chain(s, n, p))
+        return false;
+    c->n = n;
+    for (int i = 0; i < n; i++) {
+        c->job[i].g = g[i];
+        c->job[i].norm = g[i].norm ? *g[i].norm : (struct sq_gpu_norm){};
+        c->job[i].p = p[i];
+    }
+    return true;
+}
+
+extern "C" cudaError_t sq_gpu_gemm_chain(cudaStream_t st, const struct sq_gpu_gemm *g, int n)
+{
+    struct chain c = {};
+    int n_sms = 0, shared = 0;
+    if (!chain_ok(g, n))
         return cudaErrorInvalidValue;
-    cudaError_t e = this_device(&s, &major);
+    cudaError_t e = this_device(&n_sms, &shared);
     if (e != cudaSuccess)
         return e;
-    j.g = *g;
-    if (g->norm)
-        j.norm = *g->norm;
-    s.n_out = g->n_out;
-    s.k = g->k;
-    s.n_rows = g->n_rows;
-    s.norm_dim = j.norm.dim;
-    s.may_join = g->work != NULL;
-    if (!sq_small_plan(&s, &j.p))
-        return cudaErrorInvalidConfiguration;
-    const bool overlap = g->overlap && major >= 9;
-    if (g->norm)
-        return launch<1, true>(st, &j, overlap);
+    if (!plan_all(&c, g, n, n_sms, shared)) {
+        if (n == 1)
+            return cudaErrorInvalidConfiguration;
+        for (int i = 0; i < n && e == cudaSuccess; i++)
+            e = sq_gpu_gemm_chain(st, &g[i], 1);
+        return e;
+    }
+    int units = 0, threads = 0, bytes = 0;
+    bool together = n > 1;
+    for (int i = 0; i < n; i++) {
+        const struct sq_small_plan *p = &c.job[i].p;
+        units = max(units, p->ranges * p->slices);
+        threads = max(threads, p->warps_n * p->warps_k * 32);
+        bytes = max(bytes, p->shared_bytes);
+        together = together || p->slices > 1 || (g[i].norm && !p->norm_in_front);
+    }
+    cudaLaunchAttribute a = {};
+    a.id = cudaLaunchAttributeCooperative;
+    a.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)min(units, n_sms));
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = (size_t)bytes;
+    config.stream = st;
+    config.attrs = &a;
+    config.numAttrs = together ? 1 : 0;
     if (g->n_rows <= 8)
-        return launch<1, false>(st, &j, overlap);
+        return launch<1>(&c, &config);
     if (g->n_rows <= 16)
-        return launch<2, false>(st, &j, overlap);
+        return launch<2>(&c, &config);
     if (g->n_rows <= SQ_SMALL_WIDE)
-        return launch<4, false>(st, &j, overlap);
-    return launch<8, false>(st, &j, overlap);
+        return launch<4>(&c, &config);
+    return launch<8>(&c, &config);
 }

@@ -14,7 +14,8 @@
 extern "C" {
 #endif
 
-/* Rows of codes. Columns beyond the tensor's own up to k_pad are 0; then 32 constants (127 x 31, 1) that carry a bias through the matmul. */
+/* Rows of codes. Columns beyond the tensor's own up to k_pad are 0; then the constants that carry a bias through the matmul (gemm_lt.h,
+ * SQ_LT_BIAS_COLS). */
 struct sq_gpu_codes {
     int8_t *q;        /* [max_rows, stride], 16-aligned, stride a multiple of 16 */
     float *row_scale; /* [max_rows], of dynamic quantisation */
@@ -28,8 +29,9 @@ struct sq_gpu_step {
     const int32_t *out_rows;   /* [n_out] */
     const int32_t *seq_blocks; /* [n_seqs] where a sequence's ids begin in blocks */
     const int32_t *blocks;     /* block ids */
-    const int32_t *dec_rows;   /* [n_dec] rows that attend one by one (decode kernel); -1: none */
-    const int32_t *dec_parts;  /* [n_dec] where a row's partial results begin, in pieces */
+    /* [n_dec] rows that attend one by one (decode kernel): x row (-1: none), y position, z where its sequence's ids begin in blocks, w where
+     * its partial results begin, in pieces */
+    const int4 *dec;
     const int4 *
         tiles; /* [n_tiles] x first row, y rows (<= SQ_GPU_TILE_ROWS), z sequence, w position of the first row */
 };
@@ -39,6 +41,12 @@ struct sq_gpu_step {
 
 /* cudaErrorNoKernelImageForDevice where this build has nothing that the current device can run. */
 cudaError_t sq_gpu_has_code(void);
+
+/* --- ceiling.cu --- */
+
+/* Reads `bytes` (a multiple of 16) from p. out: one word of the device, which may be written. */
+cudaError_t sq_gpu_read_all(cudaStream_t st, const void *p, size_t bytes, int n_blocks,
+                            uint32_t *out);
 
 /* --- rows.cu --- */
 
@@ -119,21 +127,20 @@ struct sq_gpu_gemm {
     int n_rows;
     struct sq_gpu_codes x;   /* [n_rows, k]; unused with a norm */
     struct sq_gpu_finish to; /* everything but acc, ld_acc, n_rows and n_out */
-    /* With norm: the input is the codes of norm(norm_x) (static step), made on the fly; x.q is then written, too, by one block (for tests and
-     * for whoever reads it later). NULL: x. At most SQ_GPU_NORM_ROWS rows. */
+    /* With norm: the input is the codes of norm(norm_x) (static step), made on the fly; x.q is then written, too (for tests and for whoever reads it
+     * later; with more than a few rows also for the matmul itself, which then needs work). NULL: x. norm->beta_q may be NULL: zeros. */
     const struct sq_gpu_norm *norm;
     const float *norm_x; /* [n_rows, norm->dim] */
     int32_t *acc_y;      /* SQ_EPI_ACC: [n_rows, n_out] */
     void *
-        work; /* sq_gpu_gemm_small_work() bytes, zeroed once at the start of the program; the kernel leaves it zeroed. NULL: k is never split */
-    /* The kernel before it on the stream may still be running when this one starts and loads its weights (sm_90 and later; results are the
-     * same): then weights and constants must have been there before that one. */
-    bool overlap;
+        work; /* sq_gpu_gemm_small_work() bytes, zeroed once at the start of the program and for one stream; the kernel leaves the sums and counters in
+               * it zeroed. NULL: k is never split */
 };
-#define SQ_GPU_NORM_ROWS 4
 size_t sq_gpu_gemm_small_work(void);
-/* cudaErrorInvalidConfiguration: a norm of more than 12288 columns on a device of little shared memory. norm->beta_q may be NULL: zeros. */
-cudaError_t sq_gpu_gemm_small(cudaStream_t st, const struct sq_gpu_gemm *g);
+/* n (at most SQ_GPU_CHAIN) matmuls of the same rows, each of which may read what those before it write; one launch where they fit together, and with
+ * work, else one after the other. cudaErrorInvalidConfiguration: a norm of too many columns for a device of little shared memory. */
+#define SQ_GPU_CHAIN 4
+cudaError_t sq_gpu_gemm_chain(cudaStream_t st, const struct sq_gpu_gemm *g, int n);
 
 /* --- kv.cu, attn_s8.cu, attn_f32.cu --- */
 
@@ -184,6 +191,9 @@ struct sq_gpu_attend {
     float
         *parts; /* partial results, sq_gpu_attend_part_floats() floats per (dec row, head, piece) */
     int32_t *counters; /* [n_dec * n_kv_heads] zero; left zero */
+    /* Neighbouring pieces that a block of the int8 decode kernel takes at most, with the same results whatever it is; a row whose pieces all
+     * fall to one block needs no parts. 0: what suits the device. */
+    int pieces_per_block;
 };
 int sq_gpu_attend_part_floats(int head_dim);
 /* Decode rows and prefill tiles: one launch for each kind that is there. */

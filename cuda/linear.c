@@ -5,13 +5,11 @@
  *                       beyond those columns' reach, as the next line;
  *   more, else          cuBLASLt writes s32, and one kernel does whatever follows (epilogue.cu);
  *   float weights       cuBLASLt in the weights' type with f32 sums; inputs are rounded to that type. */
-#include <limits.h>
-#include <string.h>
-
 #include "cuda/cuda.h"
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 #include "engine/base/num.h"
+#include "engine/put.h"
 
 /* --- storage --- */
 
@@ -74,7 +72,7 @@ int sq_cuda_linear_new(struct sq_backend *be, const struct sq_linear_desc *d,
     l->put = sq_calloc(d->n_out, 1);
     l->bias_cols = d->out == SQ_OUT_S8;
     l->k_pad = int8 ? sq_round_up(d->n_in, 16) : d->n_in;
-    l->ld = l->k_pad + (l->bias_cols ? SQ_CUDA_BIAS_COLS : 0);
+    l->ld = l->k_pad + (l->bias_cols ? SQ_LT_BIAS_COLS : 0);
     l->n_pad = int8 ? sq_round_up(d->n_out, 4) : d->n_out;
     int rc = l->d.name && l->put ? alloc_all(c, l, err)
                                  : sq_fail(err, SQ_E_NOMEM, "out of memory for %s", name);
@@ -82,7 +80,6 @@ int sq_cuda_linear_new(struct sq_backend *be, const struct sq_linear_desc *d,
         sq_cuda_linear_free(be, l);
         return rc;
     }
-    sq_cuda_choose_untimed(l);
     l->next = c->linears;
     c->linears = l;
     *ret = l;
@@ -92,24 +89,14 @@ int sq_cuda_linear_new(struct sq_backend *be, const struct sq_linear_desc *d,
 int sq_cuda_linear_put(struct sq_backend *be, struct sq_linear *l, size_t row0, size_t n_rows,
                        const void *rows, struct sq_err *err)
 {
-    const size_t n_out = l->d.n_out;
-    if (!l->put)
-        return sq_fail(err, SQ_E_STATE, "%s: rows put after finish", l->d.name);
-    if (row0 > n_out || n_rows > n_out - row0)
-        return sq_fail(err, SQ_E_INVAL, "%s: %zu rows put from row %zu on, but it has %zu",
-                       l->d.name, n_rows, row0, n_out);
-    const uint8_t *twice = memchr(l->put + row0, 1, n_rows);
-    if (twice)
-        return sq_fail(err, SQ_E_INVAL, "%s: row %zu put twice", l->d.name,
-                       (size_t)(twice - l->put));
-    int rc =
-        sq_cuda_upload(sq_cuda_of(be), (uint8_t *)l->w + row0 * weight_pitch(l), weight_pitch(l),
-                       rows, l->d.n_in * sq_dtype_bytes(l->d.dtype), n_rows, err);
-    if (rc)
-        return rc;
-    memset(l->put + row0, 1, n_rows);
-    l->n_put += n_rows;
-    return 0;
+    int rc = sq_put_check(l->put, &l->d, row0, n_rows, err);
+    if (!rc)
+        rc = sq_cuda_upload(sq_cuda_of(be), (uint8_t *)l->w + row0 * weight_pitch(l),
+                            weight_pitch(l), rows, l->d.n_in * sq_dtype_bytes(l->d.dtype), n_rows,
+                            err);
+    if (!rc)
+        sq_put_mark(l->put, &l->n_put, row0, n_rows);
+    return rc;
 }
 
 /* The digits of every bias behind its row of weights; clears bias_cols where one does not fit. */
@@ -117,17 +104,17 @@ static int put_bias_columns(struct sq_cuda *c, struct sq_linear *l, const int32_
                             struct sq_err *err)
 {
     const size_t n = l->d.n_out;
-    int8_t *digits = sq_calloc(n, SQ_CUDA_BIAS_COLS);
+    int8_t *digits = sq_calloc(n, SQ_LT_BIAS_COLS);
     if (!digits)
         return sq_fail(err, SQ_E_NOMEM, "out of memory for %s", l->d.name);
     for (size_t i = 0; i < n && l->bias_cols && bias; i++) {
         l->bias_cols = sq_lt_bias_fits(bias[i], (int)l->d.n_in);
         if (l->bias_cols)
-            sq_lt_bias_digits(bias[i], digits + i * SQ_CUDA_BIAS_COLS);
+            sq_lt_bias_digits(bias[i], digits + i * SQ_LT_BIAS_COLS);
     }
     int rc = !l->bias_cols ? 0
                            : sq_cuda_upload(c, (uint8_t *)l->w + l->k_pad, l->ld, digits,
-                                            SQ_CUDA_BIAS_COLS, n, err);
+                                            SQ_LT_BIAS_COLS, n, err);
     sq_free(digits);
     return rc;
 }
@@ -137,12 +124,9 @@ int sq_cuda_linear_finish(struct sq_backend *be, struct sq_linear *l, const stru
 {
     struct sq_cuda *c = sq_cuda_of(be);
     const size_t n = l->d.n_out, bytes = n * sizeof(float);
-    int rc = 0;
-    if (!l->put)
-        return sq_fail(err, SQ_E_STATE, "%s: finished twice", l->d.name);
-    if (l->n_put != n)
-        return sq_fail(err, SQ_E_INVAL, "%s: finished with %zu of %zu rows", l->d.name, l->n_put,
-                       n);
+    int rc = sq_put_check_finish(l->put, l->n_put, &l->d, err);
+    if (rc)
+        return rc;
     if (is_int8(l)) {
         SQ_ASSERT(e && e->mul);
         rc = sq_cuda_upload(c, l->mul, bytes, e->mul, bytes, 1, err);
@@ -225,18 +209,18 @@ int sq_cuda_linear_prepare(struct sq_cuda *c, struct sq_linear *l, int max_rows,
     const int most = direct(c, l) ? max_rows : part_rows(c, l, max_rows);
     int rc = 0;
     /* where our kernel is not compared with the library, the library is not asked for what our kernel takes */
-    int least = is_int8(l) && !sq_cuda_is_timed(c) ? SQ_CUDA_LT_ROWS : 1;
+    int least = is_int8(l) && !c->is_timed ? SQ_GPU_SMALL_MAX + 1 : 1;
     for (int n = least; n <= most && !rc; n++) {
         n = sq_lt_bucket(n);
         int rows = SQ_MIN(n, most);
         struct sq_lt_mm m = matmul_of(l, c->convert, (int)l->ld, rows, c->scratch, (int)l->n_pad);
         if (direct(c, l)) {
-            m.k += SQ_CUDA_BIAS_COLS;
+            m.k += SQ_LT_BIAS_COLS;
             m.alpha = l->mul;
         }
         rc = sq_lt_prepare(c->lt, &m, err);
     }
-    return rc || !is_int8(l) || !sq_cuda_is_timed(c) ? rc : sq_cuda_choose(c, l, max_rows, err);
+    return rc || !is_int8(l) || !c->is_timed ? rc : sq_cuda_choose(c, l, max_rows, err);
 }
 
 /* --- one matmul --- */
@@ -257,31 +241,41 @@ static struct sq_gpu_finish finish_of(const struct sq_linear *l, const struct sq
                                   .ld_y = (int)y->cols};
 }
 
+/* Into the chain. */
 static int run_small(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, int n_rows,
                      struct sq_buf *y, int epi, float inv_step, const struct sq_norm *norm,
                      const float *norm_x)
 {
-    struct sq_gpu_norm n = norm ? norm->n : (struct sq_gpu_norm){0};
+    struct sq_cuda_chain *ch = &c->chain;
+    if (ch->n == SQ_GPU_CHAIN || (ch->n && ch->g[0].n_rows != n_rows)) {
+        int rc = sq_cuda_flush_chain(c);
+        if (rc)
+            return rc;
+    }
+    struct sq_gpu_norm *n = &ch->norm[ch->n];
+    if (norm)
+        *n = norm->n;
     if (norm && !norm->has_beta)
-        n.beta_q = NULL; /* every block reads it: zeros need not be read */
-    const struct sq_gpu_gemm g = {.w = l->w,
-                                  .ldw = (int)l->ld,
-                                  .n_out = (int)l->d.n_out,
-                                  .k = (int)l->k_pad,
-                                  .n_rows = n_rows,
-                                  .x = x->code,
-                                  .to = finish_of(l, x, n_rows, y, epi, inv_step),
-                                  .norm = norm ? &n : NULL,
-                                  .norm_x = norm_x,
-                                  .work = c->small_work};
-    return sq_cuda_check(c, sq_gpu_gemm_small(c->st, &g), l->d.name);
+        n->beta_q = NULL; /* every block reads it: zeros need not be read */
+    ch->name = ch->n ? ch->name : l->d.name;
+    ch->g[ch->n++] = (struct sq_gpu_gemm){.w = l->w,
+                                          .ldw = (int)l->ld,
+                                          .n_out = (int)l->d.n_out,
+                                          .k = (int)l->k_pad,
+                                          .n_rows = n_rows,
+                                          .x = x->code,
+                                          .to = finish_of(l, x, n_rows, y, epi, inv_step),
+                                          .norm = norm ? n : NULL,
+                                          .norm_x = norm_x,
+                                          .work = c->small_work};
+    return 0;
 }
 
 static int run_direct(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, int n_rows,
                       struct sq_buf *y, int epi)
 {
     struct sq_lt_mm m = matmul_of(l, x->code.q, x->code.stride, n_rows, y->code.q, y->code.stride);
-    m.k += SQ_CUDA_BIAS_COLS;
+    m.k += SQ_LT_BIAS_COLS;
     m.alpha = l->mul;
     int rc = sq_cuda_check_lt(c, sq_lt_matmul(c->lt, &m), l->d.name);
     if (!rc && epi == SQ_EPI_S8_RELU)
@@ -351,8 +345,10 @@ static int run_float(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, i
 int sq_cuda_linear_way(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x, int n_rows,
                        struct sq_buf *y, int epi, bool small)
 {
-    if (small)
-        return run_small(c, l, x, n_rows, y, epi, 0.0f, NULL, NULL);
+    if (small) {
+        int rc = run_small(c, l, x, n_rows, y, epi, 0.0f, NULL, NULL);
+        return rc ? rc : sq_cuda_flush_chain(c);
+    }
     return direct(c, l) ? run_direct(c, l, x, n_rows, y, epi)
                         : run_s32(c, l, x, n_rows, y, epi, 0.0f);
 }
@@ -361,13 +357,16 @@ int sq_cuda_linear_run(struct sq_cuda *c, struct sq_linear *l, struct sq_buf *x,
                        struct sq_buf *y, int epi, float inv_step, const struct sq_norm *norm,
                        const float *norm_x)
 {
-    if (!is_int8(l))
-        return run_float(c, l, x, n_rows, y, epi);
     /* with SwiGLU the library's way writes and reads twice the outputs in s32: its time was never the better one */
     const bool gated = epi == SQ_EPI_SWIGLU_S8 || epi == SQ_EPI_SWIGLU_F32;
-    if (sq_cuda_use_small(l, n_rows) || (gated && n_rows <= SQ_GPU_SMALL_MAX))
+    if (is_int8(l) && (sq_cuda_use_small(l, n_rows) || (gated && n_rows <= SQ_GPU_SMALL_MAX)))
         return run_small(c, l, x, n_rows, y, epi, inv_step, norm, norm_x);
     SQ_ASSERT(!norm);
+    int rc = sq_cuda_flush_chain(c);
+    if (rc)
+        return rc;
+    if (!is_int8(l))
+        return run_float(c, l, x, n_rows, y, epi);
     if (direct(c, l))
         return run_direct(c, l, x, n_rows, y, epi);
     return run_s32(c, l, x, n_rows, y, epi, inv_step);

@@ -18,7 +18,7 @@
 #include "engine/base/mem.h"
 #include "engine/base/num.h"
 
-enum { LINE_MAX_BYTES = 256, FILE_MAX_BYTES = 1 << 20, N_OUT_MAX = 1 << 24, NAME_MAX_BYTES = 64 };
+enum { LINE_MAX_BYTES = 256, FILE_MAX_BYTES = 1 << 20, EXTENT_MAX = 1 << 24, NAME_MAX_BYTES = 64 };
 
 static bool same_key(const struct sq_lt_key *a, const struct sq_lt_key *b)
 {
@@ -129,8 +129,8 @@ static bool take_kind(char **at, int32_t *ret)
 
 static bool read_key(char **at, struct sq_lt_key *ret)
 {
-    return take_kind(at, &ret->kind) && take_int(at, 1, N_OUT_MAX, &ret->n_out) &&
-           take_int(at, 1, N_OUT_MAX, &ret->k) && take_int(at, 1, N_OUT_MAX, &ret->bucket) &&
+    return take_kind(at, &ret->kind) && take_int(at, 1, EXTENT_MAX, &ret->n_out) &&
+           take_int(at, 1, EXTENT_MAX, &ret->k) && take_int(at, 1, EXTENT_MAX, &ret->bucket) &&
            take_int(at, 1, 16, &ret->align) && sq_lt_bucket(ret->bucket) == ret->bucket &&
            (ret->align & (ret->align - 1)) == 0;
 }
@@ -159,29 +159,30 @@ static bool write_line(FILE *f, const struct sq_lt_saved *l)
 
 /* --- lines in memory --- */
 
-static struct sq_lt_saved *find_line(struct sq_lt_file *f, const struct sq_lt_key *key)
+/* f->n: there is none. */
+static int find_line(const struct sq_lt_file *f, const struct sq_lt_key *key)
 {
-    for (int i = 0; i < f->n; i++)
-        if (same_key(&f->lines[i].key, key))
-            return &f->lines[i];
-    return NULL;
+    int i = 0;
+    while (i < f->n && !same_key(&f->lines[i].key, key))
+        i++;
+    return i;
 }
 
 const struct sq_lt_saved *sq_lt_file_find(const struct sq_lt_file *f, const struct sq_lt_key *key)
 {
-    return find_line((struct sq_lt_file *)f, key);
+    const int i = find_line(f, key);
+    return i < f->n ? &f->lines[i] : NULL;
 }
 
 void sq_lt_file_put(struct sq_lt_file *f, const struct sq_lt_saved *line)
 {
-    struct sq_lt_saved *to = find_line(f, &line->key);
-    if (!to && f->n < SQ_LT_SAVED)
-        to = &f->lines[f->n++];
-    if (!to) { /* other models' shapes of long ago make room */
-        to = &f->lines[f->next];
+    int i = find_line(f, &line->key);
+    if (i == SQ_LT_SAVED) { /* other models' shapes of long ago make room */
+        i = f->next;
         f->next = (f->next + 1) % SQ_LT_SAVED;
     }
-    *to = *line;
+    f->n = SQ_MAX(f->n, i + 1);
+    f->lines[i] = *line;
     f->dirty = true;
 }
 
@@ -190,7 +191,7 @@ void sq_lt_file_put(struct sq_lt_file *f, const struct sq_lt_saved *line)
 static void keep_line(struct sq_lt_file *f, char *line, struct sq_lt_stats *stats)
 {
     struct sq_lt_saved l;
-    if (strlen(line) >= LINE_MAX_BYTES || !read_line(line, &l) || find_line(f, &l.key) ||
+    if (strlen(line) >= LINE_MAX_BYTES || !read_line(line, &l) || find_line(f, &l.key) < f->n ||
         f->n == SQ_LT_SAVED) {
         stats->file_bad_lines++;
         return;

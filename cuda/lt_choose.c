@@ -1,9 +1,9 @@
 /* Which algorithm serves a bucket: the file's choice, else the fastest, among those that the library proposes and that round as they should. */
 #include "cuda/lt_private.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "cuda/timing.h"
 #include "engine/base/check.h"
 
 enum { SAMPLES = 7 };
@@ -28,12 +28,6 @@ static int time_once(struct sq_lt *lt, const struct sq_lt_problem *p, const stru
     return rc;
 }
 
-static int compare_floats(const void *a, const void *b)
-{
-    const float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
 /* Median of a few runs; of fewer where two of them are already far behind best_ms. */
 static int time_algo(struct sq_lt *lt, const struct sq_lt_problem *p, const struct sq_lt_mm *m,
                      const cublasLtMatmulAlgo_t *algo, float best_ms, float *ret_ms,
@@ -49,8 +43,7 @@ static int time_algo(struct sq_lt *lt, const struct sq_lt_problem *p, const stru
         if (n == 2 && SQ_MIN(ms[0], ms[1]) > 1.5f * best_ms)
             break;
     }
-    qsort(ms, (size_t)n, sizeof *ms, compare_floats);
-    *ret_ms = ms[n / 2];
+    *ret_ms = sq_cuda_median(ms, (size_t)n);
     return 0;
 }
 

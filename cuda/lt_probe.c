@@ -10,7 +10,7 @@
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 
-enum { ROWS = 256, OUTS = 32, DEPTH = 1088, FEW_ROWS = 16 };
+enum { ROWS = 256, OUTS = 32, DEPTH = 1088, FEW_ROWS = 16, FACTORS_BYTES = 1024 };
 
 struct sq_lt_probe {
     int32_t sums[ROWS];
@@ -26,8 +26,10 @@ struct places {
     float *factors;
     void *y;
 };
-_Static_assert((OUTS + ROWS) * DEPTH + 1024 + ROWS * OUTS * 4 <= SQ_LT_PROBE_BYTES, "they fit");
-_Static_assert(OUTS *DEPTH % 256 == 0 && ROWS * DEPTH % 256 == 0, "and are aligned");
+_Static_assert((OUTS + ROWS) * DEPTH + FACTORS_BYTES + ROWS * OUTS * 4 <= SQ_LT_PROBE_BYTES,
+               "they fit");
+_Static_assert(OUTS * sizeof(float) <= FACTORS_BYTES && FACTORS_BYTES % 256 == 0, "so do these");
+_Static_assert((OUTS * DEPTH) % 256 == 0 && (ROWS * DEPTH) % 256 == 0, "and are aligned");
 
 static struct places places_of(const struct sq_lt *lt)
 {
@@ -35,7 +37,7 @@ static struct places places_of(const struct sq_lt *lt)
     return (struct places){.w = (int8_t *)at,
                            .x = (int8_t *)at + OUTS * DEPTH,
                            .factors = (float *)(at + (OUTS + ROWS) * DEPTH),
-                           .y = at + (OUTS + ROWS) * DEPTH + 1024};
+                           .y = at + (OUTS + ROWS) * DEPTH + FACTORS_BYTES};
 }
 
 /* --- operands --- */

@@ -15,8 +15,7 @@ static int no_room(struct sq_cuda *c, enum sq_cuda_class k, size_t bytes, const 
     (void)cudaMemGetInfo(&free_bytes, &total);
     return sq_fail(err, SQ_E_LIMIT,
                    "device memory: %s (%s) needs %zu bytes, %zu of %zu are free; taken so far: "
-                   "weights %zu, KV cache "
-                   "%zu, activations %zu, workspace %zu",
+                   "weights %zu, KV cache %zu, activations %zu, workspace %zu",
                    what, class_names[k], bytes, free_bytes, total, c->used_bytes[SQ_CUDA_WEIGHTS],
                    c->used_bytes[SQ_CUDA_KV], c->used_bytes[SQ_CUDA_ACTS],
                    c->used_bytes[SQ_CUDA_WORK]);

@@ -1,5 +1,4 @@
 /* The module's door: the one symbol it exports. */
-#include "cuda/ceilings.h"
 #include "cuda/cuda.h"
 
 static const struct sq_gpu_module module = {.abi = SQ_GPU_ABI,

@@ -56,7 +56,7 @@ struct sq_gpu_module {
     int (*probe)(struct sq_gpu_probe *ret, struct sq_err *err);
     int (*open)(const struct sq_gpu_options *o, struct sq_backend **ret, struct sq_err *err);
     void (*budget)(struct sq_backend *be, struct sq_gpu_budget *ret);
-    /* Takes 1.5 GiB for about a second and gives them back; between steps. quick: a few MiB, and figures that mean nothing. */
+    /* Takes 1 GiB for about a second and gives them back; between steps. quick: a few MiB, and figures that mean nothing. */
     int (*ceilings)(struct sq_backend *be, bool quick, struct sq_gpu_ceilings *ret,
                     struct sq_err *err);
     /* After reserve: every shape and bucket of rows. */

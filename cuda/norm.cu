@@ -6,9 +6,11 @@
  * where rows are few, wide blocks that have all their loads in flight at once. */
 #include <cuda_pipeline.h>
 
+#include "cuda/finish.cuh"
+#include "cuda/norm.cuh"
 #include "cuda/rows.cuh"
 
-/* Bytes of rows in a block: what every device has, and two or more blocks on most. */
+/* Bytes of rows in a block: what every device has, and enough for two or three blocks on those with most. */
 #define NORM_SHARED (64 << 10)
 
 struct norm_job {
@@ -20,57 +22,6 @@ struct norm_job {
     struct sq_gpu_finish f;
     bool keep; /* finish_norm: f.y gets the sums */
 };
-
-/* --- statistics --- */
-
-enum sum_kind { SUM_PLAIN, SUM_DEVIATIONS };
-
-template <enum sum_kind K> __device__ __forceinline__ float sum_step(float acc, float x, float mean)
-{
-    if (K == SUM_PLAIN)
-        return __fadd_rn(acc, x);
-    x = __fsub_rn(x, mean);
-    return __fmaf_rn(x, x, acc);
-}
-
-#define AHEAD 8 /* elements of a lane that are on their way while as many are summed */
-
-/* Canonical sum over a row in shared memory, by one warp; its halves do the same. */
-template <enum sum_kind K>
-__device__ __forceinline__ float row_sum(const float *x, int n, float mean)
-{
-    const int batches = n / (SQ_LANES * AHEAD);
-    float acc = 0.0f, now[AHEAD], next[AHEAD];
-    int k = threadIdx.x % SQ_LANES;
-    if (batches)
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            now[i] = x[k + i * SQ_LANES];
-    for (int b = 0; b < batches; b++) {
-        k += AHEAD * SQ_LANES;
-        if (b + 1 < batches)
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                next[i] = x[k + i * SQ_LANES];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            acc = sum_step<K>(acc, now[i], mean);
-            now[i] = next[i];
-        }
-    }
-    for (; k < n; k += SQ_LANES)
-        acc = sum_step<K>(acc, x[k], mean);
-    return d_sum16(acc);
-}
-
-/* (mean, 1 / deviation). RMSNorm has no mean: subtracting 0 changes nothing. */
-__device__ __forceinline__ float2 row_stats(const struct sq_gpu_norm &n, const float *x)
-{
-    const float dim = (float)n.dim;
-    const float mean = n.rms ? 0.0f : __fdiv_rn(row_sum<SUM_PLAIN>(x, n.dim, 0.0f), dim);
-    const float var = __fdiv_rn(row_sum<SUM_DEVIATIONS>(x, n.dim, mean), dim);
-    return make_float2(mean, __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(var, n.eps))));
-}
 
 /* --- rows to shared memory --- */
 
@@ -89,28 +40,11 @@ __device__ __forceinline__ void stage_x(const struct norm_job &j, int row0, int 
             if (VEC)
                 __pipeline_memcpy_async(to + 4 * i, x + 4 * i, 16);
             else
-                *(float4 *)(to + 4 * i) = load_f4<false>(x, i, dim);
+                *(float4 *)(to + 4 * i) = load4<false>(x, i, dim);
         }
     }
     if (VEC)
         __pipeline_commit();
-}
-
-template <bool DYNAMIC>
-__device__ __forceinline__ float4 added(float4 y, int4 a, float scale, float4 mul, float4 bias)
-{
-    if (DYNAMIC) {
-        y.x = __fadd_rn(y.x, d_dequant_rows(a.x, scale, mul.x, bias.x));
-        y.y = __fadd_rn(y.y, d_dequant_rows(a.y, scale, mul.y, bias.y));
-        y.z = __fadd_rn(y.z, d_dequant_rows(a.z, scale, mul.z, bias.z));
-        y.w = __fadd_rn(y.w, d_dequant_rows(a.w, scale, mul.w, bias.w));
-    } else {
-        y.x = __fadd_rn(y.x, d_dequant(a.x, mul.x, bias.x));
-        y.y = __fadd_rn(y.y, d_dequant(a.y, mul.y, bias.y));
-        y.z = __fadd_rn(y.z, d_dequant(a.z, mul.z, bias.z));
-        y.w = __fadd_rn(y.w, d_dequant(a.w, mul.w, bias.w));
-    }
-    return y;
 }
 
 /* U quads of R rows: all loads first. */
@@ -131,11 +65,11 @@ __device__ __forceinline__ void stage_sums(const struct norm_job &j, int row0, i
             for (int r = 0; r < R; r++) {
                 if (r >= n)
                     break;
-                acc[u][r] = load_i4<VEC>(f.acc + (size_t)(row0 + r) * f.ld_acc, i, dim);
-                y[u][r] = load_f4<VEC>(f.y + (size_t)(row0 + r) * f.ld_y, i, dim);
+                acc[u][r] = load4<VEC>(f.acc + (size_t)(row0 + r) * f.ld_acc, i, dim);
+                y[u][r] = load4<VEC>(f.y + (size_t)(row0 + r) * f.ld_y, i, dim);
             }
-            mul[u] = load_f4<VEC>(f.mul, i, dim);
-            bias[u] = load_f4<VEC>(f.bias, i, dim);
+            mul[u] = load4<VEC>(f.mul, i, dim);
+            bias[u] = load4<VEC>(f.bias, i, dim);
         }
 #pragma unroll
         for (int u = 0; u < U; u++) {
@@ -146,12 +80,10 @@ __device__ __forceinline__ void stage_sums(const struct norm_job &j, int row0, i
             for (int r = 0; r < R; r++) {
                 if (r >= n)
                     break;
-                const float scale = f.x_scale ? f.x_scale[row0 + r] : 0.0f;
-                const float4 v = f.x_scale
-                                     ? added<true>(y[u][r], acc[u][r], scale, mul[u], bias[u])
-                                     : added<false>(y[u][r], acc[u][r], scale, mul[u], bias[u]);
+                const float4 v =
+                    add_f4(y[u][r], finish_dequant(f, row0 + r, acc[u][r], mul[u], bias[u]));
                 if (j.keep)
-                    store_f4<VEC>(f.y + (size_t)(row0 + r) * f.ld_y, i, dim, v);
+                    store4<VEC>(f.y + (size_t)(row0 + r) * f.ld_y, i, dim, v);
                 *(float4 *)(s + r * j.pitch + 4 * i) = v;
             }
         }
@@ -174,18 +106,15 @@ __device__ __forceinline__ void load_affine(struct affine<U> *a, const float *ga
         const int i = i0 + u * blockDim.x;
         if (4 * i >= dim)
             break;
-        a->gamma[u] = load_f4<VEC>(gamma, i, dim);
-        a->beta[u] = load_f4<VEC>(beta, i, dim);
+        a->gamma[u] = load4<VEC>(gamma, i, dim);
+        a->beta[u] = load4<VEC>(beta, i, dim);
     }
 }
 
 __device__ __forceinline__ float4 applied(float4 x, float2 stats, float4 gamma, float4 beta)
 {
-    x.x = __fmaf_rn(__fmul_rn(__fsub_rn(x.x, stats.x), stats.y), gamma.x, beta.x);
-    x.y = __fmaf_rn(__fmul_rn(__fsub_rn(x.y, stats.x), stats.y), gamma.y, beta.y);
-    x.z = __fmaf_rn(__fmul_rn(__fsub_rn(x.z, stats.x), stats.y), gamma.z, beta.z);
-    x.w = __fmaf_rn(__fmul_rn(__fsub_rn(x.w, stats.x), stats.y), gamma.w, beta.w);
-    return x;
+    return make_float4(norm_of(x.x, stats, gamma.x, beta.x), norm_of(x.y, stats, gamma.y, beta.y),
+                       norm_of(x.z, stats, gamma.z, beta.z), norm_of(x.w, stats, gamma.w, beta.w));
 }
 
 /* Quad i of the block's rows. */
@@ -206,10 +135,9 @@ __device__ __forceinline__ void store_quad(const struct norm_job &j, int row0, i
                            d_codes4(t.x, t.y, t.z, t.w));
             if (!j.y)
                 continue;
-            t = applied(x, stats[r], load_f4<VEC>(j.n.gamma, i, dim),
-                        load_f4<VEC>(j.n.beta, i, dim));
+            t = applied(x, stats[r], load4<VEC>(j.n.gamma, i, dim), load4<VEC>(j.n.beta, i, dim));
         }
-        store_f4<VEC>(j.y + (size_t)(row0 + r) * dim, i, dim, t);
+        store4<VEC>(j.y + (size_t)(row0 + r) * dim, i, dim, t);
     }
 }
 

@@ -39,10 +39,17 @@ __device__ __forceinline__ uint32_t d_codes4(float a, float b, float c, float d)
     return d_pack4(d_code_bits(a), d_code_bits(b), d_code_bits(c), d_code_bits(d));
 }
 
-/* sq_exp of x <= 0 or NaN */
-__device__ __forceinline__ float d_exp_neg(float x)
+#define LOG2_E 1.44269504f
+
+/* e^x = 2^n * rest, by the steps of sq_exp; n stands in the lowest bits. For |x| < 2^21, else meaningless. */
+struct d_exp_parts {
+    float rest;
+    uint32_t n;
+};
+
+__device__ __forceinline__ struct d_exp_parts d_exp_parts_of(float x)
 {
-    float t = __fadd_rn(__fmul_rn(x, 1.44269504f), RNE_MAGIC); /* x > -87, so |x log2(e)| < 2^22 */
+    float t = __fadd_rn(__fmul_rn(x, LOG2_E), RNE_MAGIC);
     float n = __fsub_rn(t, RNE_MAGIC);
     float r = __fmaf_rn(n, -0.693145752f, x);
     r = __fmaf_rn(n, -1.42860677e-6f, r);
@@ -53,8 +60,15 @@ __device__ __forceinline__ float d_exp_neg(float x)
     p = __fmaf_rn(p, r, 0.5f);
     p = __fmaf_rn(p, r, 1.0f);
     p = __fmaf_rn(p, r, 1.0f);
-    float scale = __uint_as_float((__float_as_uint(t) << 23) + 0x3f800000u); /* 2^n */
-    return x < -87.0f ? 0.0f : __fmul_rn(p, scale);
+    return {p, __float_as_uint(t)};
+}
+
+/* sq_exp of x <= 0 or NaN */
+__device__ __forceinline__ float d_exp_neg(float x)
+{
+    struct d_exp_parts e = d_exp_parts_of(x);
+    float scale = __uint_as_float((e.n << 23) + 0x3f800000u); /* 2^n */
+    return x < -87.0f ? 0.0f : __fmul_rn(e.rest, scale);
 }
 
 /* sq_exp of any x */
@@ -78,19 +92,6 @@ __device__ __forceinline__ float d_sum16(float x)
     for (int i = 8; i; i /= 2)
         x = __fadd_rn(x, __shfl_xor_sync(FULL_WARP, x, i));
     return x;
-}
-
-/* sq_sum16 of 16 values of one thread */
-__device__ __forceinline__ float d_sum16_of(const float *l)
-{
-    float a[8], b[4];
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        a[i] = __fadd_rn(l[i], l[i + 8]);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        b[i] = __fadd_rn(a[i], a[i + 4]);
-    return __fadd_rn(__fadd_rn(b[0], b[2]), __fadd_rn(b[1], b[3]));
 }
 
 __device__ __forceinline__ float d_warp_max(float x)
@@ -131,11 +132,6 @@ __device__ __forceinline__ float d_relu(float x)
 __device__ __forceinline__ float d_requant_real(int32_t acc, int32_t bias_acc, float mul)
 {
     return __fmul_rn(__int2float_rn((int32_t)((uint32_t)acc + (uint32_t)bias_acc)), mul);
-}
-
-__device__ __forceinline__ int d_requant(int32_t acc, int32_t bias_acc, float mul)
-{
-    return d_sat_s8(d_requant_real(acc, bias_acc, mul));
 }
 
 /* --- floats as stored in checkpoints --- */

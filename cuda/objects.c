@@ -1,6 +1,5 @@
 /* Buffers, norms, rotary tables, the KV cache, and the table of ops. */
 #include <stdio.h>
-#include <string.h>
 
 #include "cuda/cuda.h"
 #include "engine/base/check.h"
@@ -9,9 +8,23 @@
 
 /* --- buffers --- */
 
+/* The constants behind each of n_rows rows. */
+static cudaError_t write_ones(struct sq_cuda *c, int8_t *at, size_t stride, size_t n_rows)
+{
+    int8_t ones[SQ_LT_BIAS_COLS];
+    cudaError_t e = cudaSuccess;
+    sq_lt_bias_ones(ones);
+    for (int i = 0, n; i < SQ_LT_BIAS_COLS && e == cudaSuccess; i += n) {
+        for (n = 1; i + n < SQ_LT_BIAS_COLS && ones[i + n] == ones[i];)
+            n++;
+        e = cudaMemset2DAsync(at + i, stride, ones[i], (size_t)n, n_rows, c->st);
+    }
+    return e;
+}
+
 static int make_codes(struct sq_cuda *c, struct sq_buf *b, struct sq_err *err)
 {
-    const size_t k_pad = sq_round_up(b->cols, 16), stride = k_pad + SQ_CUDA_BIAS_COLS;
+    const size_t k_pad = sq_round_up(b->cols, 16), stride = k_pad + SQ_LT_BIAS_COLS;
     const size_t scales = sq_round_up(b->max_rows * sizeof(float), 16);
     size_t codes;
     if (stride > INT32_MAX || !sq_mul_size(b->max_rows, stride, &codes) ||
@@ -25,15 +38,10 @@ static int make_codes(struct sq_cuda *c, struct sq_buf *b, struct sq_err *err)
     b->code =
         (struct sq_gpu_codes){.row_scale = p, .q = (int8_t *)p + scales, .stride = (int)stride};
     rc = sq_cuda_zero(c, p, b->bytes, err);
-    /* the constants behind each row; they are written once, for ops leave columns behind their own alone */
-    if (!rc && !c->o.plan) {
-        int8_t *at = b->code.q + k_pad;
-        cudaError_t e =
-            cudaMemset2DAsync(at, stride, 127, SQ_CUDA_BIAS_COLS - 1, b->max_rows, c->st);
-        if (e == cudaSuccess)
-            e = cudaMemset2DAsync(at + SQ_CUDA_BIAS_COLS - 1, stride, 1, 1, b->max_rows, c->st);
-        rc = sq_cuda_fail(c, e, "activations", err);
-    }
+    /* once, for ops leave columns behind their own alone */
+    if (!rc && !c->o.plan)
+        rc = sq_cuda_fail(c, write_ones(c, b->code.q + k_pad, stride, b->max_rows), "activations",
+                          err);
     return rc;
 }
 
@@ -103,7 +111,7 @@ static void norm_free(struct sq_backend *be, struct sq_norm *n)
     sq_free(n);
 }
 
-/* One vector of the norm; a beta that is not there is zero. */
+/* One vector of the norm; one that is not there is zero. */
 static int norm_vector(struct sq_cuda *c, const struct sq_norm *n, int i, const float *from,
                        const float **ret, struct sq_err *err)
 {
@@ -126,16 +134,12 @@ static int norm_new(struct sq_backend *be, const struct sq_norm_desc *d, struct 
     n->has_f = d->gamma != NULL;
     n->has_q = d->gamma_q != NULL;
     n->has_beta = d->beta_q != NULL;
-    n->bytes = 4 * sq_round_up(d->dim * sizeof(float), 16);
+    const float *const from[] = {d->gamma, d->beta, d->gamma_q, d->beta_q};
+    const float **const to[] = {&n->n.gamma, &n->n.beta, &n->n.gamma_q, &n->n.beta_q};
+    n->bytes = SQ_ARRAY_LEN(to) * sq_round_up(d->dim * sizeof(float), 16);
     int rc = sq_cuda_alloc(c, SQ_CUDA_WEIGHTS, n->bytes, "a norm", &n->mem, err);
-    if (!rc)
-        rc = norm_vector(c, n, 0, d->gamma, &n->n.gamma, err);
-    if (!rc)
-        rc = norm_vector(c, n, 1, d->beta, &n->n.beta, err);
-    if (!rc)
-        rc = norm_vector(c, n, 2, d->gamma_q, &n->n.gamma_q, err);
-    if (!rc)
-        rc = norm_vector(c, n, 3, d->beta_q, &n->n.beta_q, err);
+    for (int i = 0; i < (int)SQ_ARRAY_LEN(to) && !rc; i++)
+        rc = norm_vector(c, n, i, from[i], to[i], err);
     if (rc) {
         norm_free(be, n);
         return rc;
@@ -169,12 +173,12 @@ static int rope_new(struct sq_backend *be, const struct sq_rope_desc *d, struct 
     r->n_pos = d->n_pos;
     r->bytes = 2 * sq_round_up(bytes, 16);
     int rc = sq_cuda_alloc(c, SQ_CUDA_WEIGHTS, r->bytes, "rotary tables", &r->mem, err);
-    float *cos = r->mem, *sin = (float *)((uint8_t *)r->mem + r->bytes / 2);
-    r->r = (struct sq_gpu_rope){.cos = cos, .sin = sin, .rot_dim = (int)d->rot_dim};
-    if (!rc)
+    if (!rc) {
+        float *cos = r->mem, *sin = (float *)((uint8_t *)r->mem + r->bytes / 2);
+        r->r = (struct sq_gpu_rope){.cos = cos, .sin = sin, .rot_dim = (int)d->rot_dim};
         rc = sq_cuda_upload(c, cos, bytes, d->cos, bytes, 1, err);
-    if (!rc)
-        rc = sq_cuda_upload(c, sin, bytes, d->sin, bytes, 1, err);
+        rc = rc ? rc : sq_cuda_upload(c, sin, bytes, d->sin, bytes, 1, err);
+    }
     if (rc) {
         rope_free(be, r);
         return rc;
@@ -270,8 +274,7 @@ static void close_cuda(struct sq_backend *be)
     sq_lt_close(c->lt);
     sq_cuda_free(c, SQ_CUDA_WORK, c->small_work, c->small_bytes);
     sq_cuda_free(c, SQ_CUDA_WORK, c->lt_work, SQ_LT_WORKSPACE);
-    if (!c->o.plan)
-        sq_cuda_stage_done(c);
+    sq_cuda_stage_done(c);
     for (int i = 0; i < 2; i++)
         if (c->timer[i])
             (void)cudaEventDestroy(c->timer[i]);

@@ -97,7 +97,10 @@ static int open_parts(struct sq_cuda *c, struct sq_err *err)
                                     .workspace_bytes = SQ_LT_WORKSPACE,
                                     .device_name = c->name,
                                     .capability = c->capability};
-    return sq_lt_open(&o, c->st, &c->lt, err);
+    rc = sq_lt_open(&o, c->st, &c->lt, err);
+    if (!rc)
+        c->is_timed = sq_lt_is_timed(c->lt);
+    return rc;
 }
 
 int sq_cuda_open(const struct sq_gpu_options *o, struct sq_backend **ret, struct sq_err *err)

@@ -1,5 +1,6 @@
 /* The ops of backend.h. Some wait for the one that follows and become one launch with it: a norm goes into the matmul of few rows that reads it,
- * a residual add into the norm behind it, a matmul's f32 result into swiglu, rope and kv_write into attention. */
+ * a residual add into the norm behind it, a matmul's f32 result into swiglu, rope and kv_write into attention; and matmuls of few rows
+ * that follow each other become one launch, from attention to attention. */
 #include "cuda/cuda.h"
 #include "engine/base/check.h"
 
@@ -30,24 +31,37 @@ static int epi_of(const struct sq_linear *l)
     }
 }
 
-int sq_cuda_flush(struct sq_cuda *c)
+int sq_cuda_flush_chain(struct sq_cuda *c)
+{
+    struct sq_cuda_chain *ch = &c->chain;
+    const int n = ch->n;
+    ch->n = 0;
+    return n ? sq_cuda_check(c, sq_gpu_gemm_chain(c->st, ch->g, n), ch->name) : 0;
+}
+
+/* What waits is launched, or joins the chain. */
+static int settle(struct sq_cuda *c)
 {
     const struct sq_cuda_wait w = c->wait;
-    switch (w.kind) {
-    case SQ_PEND_NONE:
-        return 0;
-    case SQ_PEND_ROPE:
-    case SQ_PEND_KV:
-        return sq_cuda_flush_attention(c);
-    default:
-        break;
-    }
     c->wait.kind = SQ_PEND_NONE;
+    if (w.kind == SQ_PEND_NONE)
+        return 0;
+    if (w.kind == SQ_PEND_LINEAR)
+        return sq_cuda_linear_run(c, w.l, w.x, w.n_rows, w.y, epi_of(w.l), 0.0f, w.norm, w.norm_x);
+    int rc = sq_cuda_flush_chain(c);
+    if (rc)
+        return rc;
     if (w.kind == SQ_PEND_NORM)
         return norm_now(c, w.norm, w.x, w.n_rows, NULL, w.y);
     if (w.kind == SQ_PEND_ADD)
         return sq_cuda_check(c, sq_gpu_finish(c->st, &w.add), w.l->d.name);
-    return sq_cuda_linear_run(c, w.l, w.x, w.n_rows, w.y, epi_of(w.l), 0.0f, w.norm, w.norm_x);
+    return sq_cuda_attention_now(c, &w);
+}
+
+int sq_cuda_flush(struct sq_cuda *c)
+{
+    int rc = settle(c);
+    return rc ? rc : sq_cuda_flush_chain(c);
 }
 
 /* The fault that sticks, or what the flush says. */
@@ -72,6 +86,12 @@ int sq_cuda_embed(struct sq_backend *be, const struct sq_batch *b, struct sq_lin
         "embed");
 }
 
+static bool fits_matmul(const struct sq_cuda *c, const struct sq_norm *n, int n_rows)
+{
+    const int dim = c->capability < 80 ? SQ_CUDA_FUSED_NORM_DIM_SM75 : SQ_CUDA_FUSED_NORM_DIM;
+    return n_rows <= SQ_GPU_SMALL_MAX && n->n.dim <= dim;
+}
+
 int sq_cuda_norm(struct sq_backend *be, struct sq_norm *n, struct sq_buf *x, int n_rows,
                  struct sq_buf *y, struct sq_buf *y_q)
 {
@@ -88,15 +108,16 @@ int sq_cuda_norm(struct sq_backend *be, struct sq_norm *n, struct sq_buf *x, int
             c, sq_gpu_finish_norm(c->st, &w.add, &n->n, y ? y->f : NULL, y_q ? y_q->code : none),
             "residual and norm");
     }
-    int rc = sq_cuda_flush(c);
+    int rc = settle(c);
     if (rc || n_rows == 0)
         return rc;
-    if (!y && rows <= SQ_CUDA_FUSED_NORM_ROWS && n->n.dim <= SQ_CUDA_FUSED_NORM_DIM) {
+    if (!y && fits_matmul(c, n, rows)) {
         c->wait = (struct sq_cuda_wait){
             .kind = SQ_PEND_NORM, .norm = n, .x = x, .y = y_q, .n_rows = rows};
         return 0;
     }
-    return norm_now(c, n, x, rows, y, y_q);
+    rc = sq_cuda_flush_chain(c);
+    return rc ? rc : norm_now(c, n, x, rows, y, y_q);
 }
 
 int sq_cuda_quant_rows(struct sq_backend *be, struct sq_buf *x, int n_rows, float inv_step,
@@ -129,7 +150,7 @@ int sq_cuda_linear(struct sq_backend *be, struct sq_linear *l, struct sq_buf *x,
     if (normed)
         c->wait.kind = SQ_PEND_NONE;
     else
-        rc = sq_cuda_flush(c);
+        rc = settle(c);
     if (rc || n_rows == 0)
         return rc;
     struct sq_norm *norm = normed ? w.norm : NULL;

@@ -29,40 +29,36 @@ __device__ __forceinline__ void p_ldmatrix_x2(uint32_t (&r)[2], const void *row)
                  : "memory");
 }
 
+#if __CUDA_ARCH__ < 800
+/* c[8 x 8] += a[8 x 16] * b[16 x 8], a quarter of what follows. */
+__device__ __forceinline__ void p_mma_8_(int32_t &c0, int32_t &c1, uint32_t a, uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+r"(c0), "+r"(c1)
+                 : "r"(a), "r"(b));
+}
+#endif
+
 /* c[16 x 8] += a[16 x 32] * b[32 x 8], exact in s32. With g = lane / 4, q = lane % 4, words of four bytes along k:
  *   a[0], a[2]: row g, k = 4q and 16 + 4q;  a[1], a[3]: the same of row g + 8;  b0, b1: column g, k = 4q and 16 + 4q;
  *   c[0], c[1]: row g, columns 2q and 2q + 1;  c[2], c[3]: the same of row g + 8. */
+__device__ __forceinline__ void p_mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1)
+{
 #if __CUDA_ARCH__ >= 800
-#define P_MMA_(name, a_type)                                                                       \
-    __device__ __forceinline__ void name(int32_t(&c)[4], const uint32_t(&a)[4], uint32_t b0,       \
-                                         uint32_t b1)                                              \
-    {                                                                                              \
-        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." a_type                               \
-                     ".s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"     \
-                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                              \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
-    }
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-#define P_MMA_8_(c0, c1, a, b, a_type)                                                             \
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." a_type                                    \
-                 ".s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"                                         \
-                 : "+r"(c0), "+r"(c1)                                                              \
-                 : "r"(a), "r"(b))
-#define P_MMA_(name, a_type)                                                                       \
-    __device__ __forceinline__ void name(int32_t(&c)[4], const uint32_t(&a)[4], uint32_t b0,       \
-                                         uint32_t b1)                                              \
-    {                                                                                              \
-        P_MMA_8_(c[0], c[1], a[0], b0, a_type);                                                    \
-        P_MMA_8_(c[0], c[1], a[2], b1, a_type);                                                    \
-        P_MMA_8_(c[2], c[3], a[1], b0, a_type);                                                    \
-        P_MMA_8_(c[2], c[3], a[3], b1, a_type);                                                    \
-    }
+    p_mma_8_(c[0], c[1], a[0], b0);
+    p_mma_8_(c[0], c[1], a[2], b1);
+    p_mma_8_(c[2], c[3], a[1], b0);
+    p_mma_8_(c[2], c[3], a[3], b1);
 #endif
+}
 
-P_MMA_(p_mma_s8, "s8") /* both signed */
-P_MMA_(p_mma_u8, "u8") /* a unsigned, b signed */
-
-/* d = c + a * b, both signed: a start that is kept. */
+/* d = c + a * b: a start that is kept. */
 __device__ __forceinline__ void p_mma_s8_from(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                               uint32_t b1, const int32_t (&c)[4])
 {
@@ -116,20 +112,16 @@ template <int N> __device__ __forceinline__ void p_cp_async_wait(void)
 #endif
 }
 
-/* A kernel that may overlap this one (programmatic dependent launch) can start when all blocks have come here or ended. No effect before
- * sm_90. */
-__device__ __forceinline__ void p_let_next_start(void)
+/* *p += x, in global memory and in whatever order; nothing comes back. */
+__device__ __forceinline__ void p_red_add(int32_t *p, int32_t x)
 {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+    asm volatile("red.global.add.s32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(x)
+                 : "memory");
 }
 
-/* For a kernel that was launched to overlap the one before it (programmatic dependent launch): waits until that one is done and its
- * writes are seen. No effect in an ordinary launch, or before sm_90. */
-__device__ __forceinline__ void p_wait_for_previous(void)
+/* x, and the compiler does not know: what is computed from it is computed again, instead of being kept in registers over a loop. */
+__device__ __forceinline__ int p_again(int x)
 {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+    asm volatile("" : "+r"(x));
+    return x;
 }

@@ -31,8 +31,7 @@ template <bool VEC> struct src_embed {
         if (!table)
             a = b;
         else if (pos_table)
-            a = make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z),
-                            __fadd_rn(a.w, b.w));
+            a = add_f4(a, b);
         v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
     }
 };
@@ -51,7 +50,7 @@ cudaError_t sq_gpu_embed(cudaStream_t st, const struct sq_gpu_step *s, int n_row
                          int pos_offset, float *x, int dim)
 {
     struct map_to to = {};
-    to.quads = n_quads(dim), to.cols = dim, to.y = x, to.ld_y = dim;
+    to.quads = n_quads(dim), to.cols = dim, to.y = x;
     const bool vec = dim % 4 == 0 && aligned16(x) && aligned16(table) && aligned16(pos_table);
     return vec ? embed<true>(st, s, n_rows, table, dtype, pos_table, pos_dtype, pos_offset, to)
                : embed<false>(st, s, n_rows, table, dtype, pos_table, pos_dtype, pos_offset, to);
@@ -74,9 +73,9 @@ cudaError_t sq_gpu_gather(cudaStream_t st, const struct sq_gpu_step *s, const fl
                           int cols, float *y)
 {
     struct map_to to = {};
-    to.quads = n_quads(cols), to.cols = cols, to.y = y, to.ld_y = cols;
-    const src_gather<true> quads = {s->out_rows, {x, cols, cols}};
-    const src_gather<false> single = {s->out_rows, {x, cols, cols}};
+    to.quads = n_quads(cols), to.cols = cols, to.y = y;
+    const src_gather<true> quads = {s->out_rows, {x, cols}};
+    const src_gather<false> single = {s->out_rows, {x, cols}};
     const bool vec = cols % 4 == 0 && aligned16(x) && aligned16(y);
     return vec ? map_rows(st, quads, n_out, to) : map_rows(st, single, n_out, to);
 }
@@ -96,8 +95,8 @@ static cudaError_t to_codes(cudaStream_t st, const Src src, int n_rows, int cols
 cudaError_t sq_gpu_quant_rows(cudaStream_t st, const float *x, int n_rows, int cols, float inv_step,
                               struct sq_gpu_codes y)
 {
-    const src_f32<true> quads = {x, cols, cols};
-    const src_f32<false> single = {x, cols, cols};
+    const src_f32<true> quads = {x, cols};
+    const src_f32<false> single = {x, cols};
     return cols % 4 == 0 && aligned16(x) ? to_codes(st, quads, n_rows, cols, inv_step, y)
                                          : to_codes(st, single, n_rows, cols, inv_step, y);
 }
@@ -108,7 +107,7 @@ static cudaError_t swiglu(cudaStream_t st, const float *x, int n_rows, int cols,
 {
     const src_swiglu<VEC> src = {x, 2 * cols};
     struct map_to to = {};
-    to.quads = n_quads(2 * cols), to.cols = cols, to.y = y, to.ld_y = cols;
+    to.quads = n_quads(2 * cols), to.cols = cols, to.y = y;
     return y ? map_rows(st, src, n_rows, to) : to_codes(st, src, n_rows, cols, inv_step, y_q);
 }
 
@@ -152,7 +151,7 @@ __device__ __forceinline__ bool scan(const float *row, int cols, struct best *b)
 #pragma unroll
         for (int u = 0; u < U; u++)
             if (i0 + u * blockDim.x < quads)
-                t[u] = load_f4<VEC>(row, i0 + u * blockDim.x, cols);
+                t[u] = load4<VEC>(row, i0 + u * blockDim.x, cols);
             else
                 t[u] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
 #pragma unroll
@@ -279,10 +278,8 @@ cudaError_t sq_gpu_convert(cudaStream_t st, const float *x, int n_rows, int cols
         return cudaSuccess;
     dim3 grid(n_rows, (quads + threads - 1) / threads);
     if (cols % 4 == 0 && stride % 4 == 0 && aligned16(x) && aligned16(y))
-        convert_kernel<true>
-            <<<grid, threads, 0, st>>>({x, cols, cols}, dtype, (uint16_t *)y, stride);
+        convert_kernel<true><<<grid, threads, 0, st>>>({x, cols}, dtype, (uint16_t *)y, stride);
     else
-        convert_kernel<false>
-            <<<grid, threads, 0, st>>>({x, cols, cols}, dtype, (uint16_t *)y, stride);
+        convert_kernel<false><<<grid, threads, 0, st>>>({x, cols}, dtype, (uint16_t *)y, stride);
     return cudaGetLastError();
 }

@@ -1,27 +1,15 @@
-/* What the row kernels share. A quad is four neighbouring columns of the input, the unit that a thread handles: 16 bytes of f32 or s32.
+/* What the row kernels share. A quad of the input (quads.cuh) is the unit that a thread handles.
  *
  * A source computes from quad i of a row N results (4, or 2 of gate and up); a kernel stores them as floats, as codes of a static step, or
- * finds the row's step first. Results beyond the row's end are 0.
- * VEC: the input's rows are 16-aligned and a multiple of 4 long; otherwise elements go one by one. */
+ * finds the row's step first. Results beyond the row's end are 0. */
 #pragma once
 
-#include "cuda/kernels.h"
-#include "cuda/numbers.cuh"
+#include "cuda/quads.cuh"
 
 #define MAP_THREADS 256
 #define ROW_THREADS 1024
 /* Rows from which on there are enough blocks for all multiprocessors, so that each may do more. */
 #define MANY_ROWS 256
-
-static inline bool aligned16(const void *p)
-{
-    return ((uintptr_t)p & 15) == 0;
-}
-
-__host__ __device__ static inline int n_quads(int cols)
-{
-    return (cols + 3) / 4;
-}
 
 /* Threads for n units of work, whole warps, at most `most`. */
 static inline int threads_for(int n, int most)
@@ -30,93 +18,16 @@ static inline int threads_for(int n, int most)
     return t < most ? t : most;
 }
 
-/* --- quads in memory --- */
-
-template <bool VEC> __device__ __forceinline__ float4 load_f4(const float *row, int i, int cols)
-{
-    const int c = 4 * i;
-    if (VEC)
-        return *(const float4 *)(row + c);
-    return make_float4(row[c], c + 1 < cols ? row[c + 1] : 0.0f, c + 2 < cols ? row[c + 2] : 0.0f,
-                       c + 3 < cols ? row[c + 3] : 0.0f);
-}
-
-template <bool VEC> __device__ __forceinline__ int4 load_i4(const int32_t *row, int i, int cols)
-{
-    const int c = 4 * i;
-    if (VEC)
-        return *(const int4 *)(row + c);
-    return make_int4(row[c], c + 1 < cols ? row[c + 1] : 0, c + 2 < cols ? row[c + 2] : 0,
-                     c + 3 < cols ? row[c + 3] : 0);
-}
-
-template <bool VEC>
-__device__ __forceinline__ void store_f4(float *row, int i, int cols, const float4 v)
-{
-    const int c = 4 * i;
-    if (VEC) {
-        *(float4 *)(row + c) = v;
-        return;
-    }
-    row[c] = v.x;
-    if (c + 1 < cols)
-        row[c + 1] = v.y;
-    if (c + 2 < cols)
-        row[c + 2] = v.z;
-    if (c + 3 < cols)
-        row[c + 3] = v.w;
-}
-
-/* N results (4 or 2) of quad i */
-template <int N, bool VEC>
-__device__ __forceinline__ void store_floats(float *row, int i, int cols, const float *v)
-{
-    if (N == 4) {
-        store_f4<VEC>(row, i, cols, make_float4(v[0], v[1], v[2], v[3]));
-    } else if (VEC) {
-        ((float2 *)row)[i] = make_float2(v[0], v[1]);
-    } else {
-        row[2 * i] = v[0];
-        if (2 * i + 1 < cols)
-            row[2 * i + 1] = v[1];
-    }
-}
-
-/* The same as codes; rows of codes are always aligned. */
-template <int N>
-__device__ __forceinline__ void store_codes(int8_t *row, int i, int cols, uint32_t codes)
-{
-    const int c = N * i;
-    if (c + N <= cols) {
-        if (N == 4)
-            *(uint32_t *)(row + c) = codes;
-        else
-            *(uint16_t *)(row + c) = (uint16_t)codes;
-        return;
-    }
-    for (int k = 0; k < N && c + k < cols; k++)
-        row[c + k] = (int8_t)(codes >> 8 * k);
-}
-
-template <int N> __device__ __forceinline__ uint32_t codes_of(const float *v, float inv_step)
-{
-    uint32_t c[N];
-#pragma unroll
-    for (int k = 0; k < N; k++)
-        c[k] = d_code_bits(__fmul_rn(v[k], inv_step));
-    return N == 4 ? d_pack4(c[0], c[1], c[N - 2], c[N - 1]) : __byte_perm(c[0], c[1], 0x0040);
-}
-
 /* --- sources --- */
 
 template <bool VEC> struct src_f32 {
     static const int N = 4;
     static const bool vec = VEC;
     const float *x;
-    int cols, stride;
+    int cols;
     __device__ __forceinline__ void get(int row, int i, float *v) const
     {
-        float4 t = load_f4<VEC>(x + (size_t)row * stride, i, cols);
+        float4 t = load4<VEC>(x + (size_t)row * cols, i, cols);
         v[0] = t.x, v[1] = t.y, v[2] = t.z, v[3] = t.w;
     }
 };
@@ -129,7 +40,7 @@ template <bool VEC> struct src_swiglu {
     int cols; /* of x, twice the results */
     __device__ __forceinline__ void get(int row, int i, float *v) const
     {
-        float4 t = load_f4<VEC>(x + (size_t)row * cols, i, cols);
+        float4 t = load4<VEC>(x + (size_t)row * cols, i, cols);
         v[0] = d_swiglu(t.x, t.y), v[1] = d_swiglu(t.z, t.w);
     }
 };
@@ -137,9 +48,8 @@ template <bool VEC> struct src_swiglu {
 /* --- kernels: a block takes U * its threads of quads of one row --- */
 
 struct map_to {
-    int quads, cols; /* quads of the input, columns of the result */
-    float *y;        /* f32 results, or NULL: */
-    int ld_y;
+    int quads, cols;       /* quads of the input, columns of the result */
+    float *y;              /* f32 results, dense, or NULL: */
     struct sq_gpu_codes q; /* codes */
     float inv_step;
 };
@@ -158,7 +68,7 @@ template <class Src, int U> __global__ void map_kernel(const Src src, const stru
         if (i >= to.quads)
             break;
         if (to.y)
-            store_floats<Src::N, Src::vec>(to.y + (size_t)row * to.ld_y, i, to.cols, v[u]);
+            store_floats<Src::N, Src::vec>(to.y + (size_t)row * to.cols, i, to.cols, v[u]);
         else
             store_codes<Src::N>(to.q.q + (size_t)row * to.q.stride, i, to.cols,
                                 codes_of<Src::N>(v[u], to.inv_step));

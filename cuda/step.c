@@ -15,16 +15,16 @@
 static bool layout(struct sq_cuda_step *s)
 {
     const size_t rows = (size_t)s->max.max_rows, seqs = (size_t)s->max.max_seqs;
-    const size_t sizes[] = {rows, rows, rows, (size_t)s->max.max_out, seqs, rows, rows};
-    size_t *const at[] = {&s->at_ids, &s->at_pos, &s->at_row_seq, &s->at_out,
-                          &s->at_seq, &s->at_dec, &s->at_parts};
-    size_t words = 0, tiles;
+    const size_t sizes[] = {rows, rows, rows, (size_t)s->max.max_out, seqs};
+    size_t *const at[] = {&s->at_ids, &s->at_pos, &s->at_row_seq, &s->at_out, &s->at_seq};
+    size_t words = 0, fours;
     for (size_t i = 0; i < SQ_ARRAY_LEN(at); i++) {
         *at[i] = words;
         words += sq_round_up(sizes[i], 4);
     }
-    s->at_tiles = words;
-    if (!sq_mul_size(rows, 4, &tiles) || !sq_add_size(words, tiles, &words))
+    s->at_dec = words;
+    if (!sq_mul_size(rows, 4, &fours) || !sq_add_size(words, fours, &s->at_tiles) ||
+        !sq_add_size(s->at_tiles, fours, &words))
         return false;
     s->at_blocks = words;
     return sq_add_size(words, (size_t)s->max.max_blocks, &s->words) && s->words < SIZE_MAX / 16;
@@ -39,8 +39,7 @@ static void set_pointers(struct sq_cuda_step *s)
                                   .out_rows = m + s->at_out,
                                   .seq_blocks = m + s->at_seq,
                                   .blocks = m + s->at_blocks,
-                                  .dec_rows = m + s->at_dec,
-                                  .dec_parts = m + s->at_parts,
+                                  .dec = (const int4 *)(m + s->at_dec),
                                   .tiles = (const int4 *)(m + s->at_tiles)};
 }
 
@@ -131,10 +130,12 @@ static int matmul_memory(struct sq_cuda *c, struct sq_err *err)
     if (rc)
         return rc;
     c->scratch_bytes = scratch;
-    rc = sq_cuda_alloc(c, SQ_CUDA_WORK, convert, "inputs of float matmuls", &c->convert, err);
+    rc = sq_cuda_alloc(c, SQ_CUDA_WORK, convert, "inputs of float matmuls and of trials",
+                       &c->convert, err);
     if (rc)
         return rc;
     c->convert_bytes = convert;
+    rc = sq_cuda_zero(c, c->convert, convert, err); /* what is timed reads zeros */
     for (struct sq_linear *l = c->linears; l && !rc && !c->o.plan; l = l->next)
         rc = l->d.table ? 0 : sq_cuda_linear_prepare(c, l, c->step.max.max_rows, err);
     if (!rc && !c->o.plan)
@@ -215,14 +216,17 @@ static int pieces_of(const struct sq_batch_seq *s)
 static void split_attention(struct sq_cuda_step *s, int32_t *h)
 {
     const struct sq_batch *b = s->b;
-    int32_t parts = 0, *tile = h + s->at_tiles;
+    int32_t parts = 0, *dec = h + s->at_dec, *tile = h + s->at_tiles;
     s->n_dec = s->n_tiles = 0;
     s->n_pieces = 1;
     for (int i = 0; i < b->n_seqs; i++) {
         const struct sq_batch_seq *q = &b->seqs[i];
         if (q->n_rows == 1) {
-            h[s->at_dec + (size_t)s->n_dec] = q->row0;
-            h[s->at_parts + (size_t)s->n_dec++] = parts;
+            dec[0] = q->row0;
+            dec[1] = q->pos0;
+            dec[2] = h[s->at_seq + (size_t)i];
+            dec[3] = parts;
+            dec += 4, s->n_dec++;
             parts += pieces_of(q);
             s->n_pieces = SQ_MAX(s->n_pieces, pieces_of(q));
             continue;
@@ -265,9 +269,9 @@ static void pad(struct sq_cuda_step *s, int32_t *h, int n)
     for (int r = s->b->n_rows; r < n; r++) {
         const size_t i = (size_t)r;
         h[s->at_ids + i] = h[s->at_pos + i] = 0;
-        h[s->at_row_seq + i] = h[s->at_dec + i] = -1;
-        h[s->at_parts + i] = 0;
+        h[s->at_row_seq + i] = -1;
         h[s->at_out + i] = 0;
+        memcpy(h + s->at_dec + 4 * i, (const int32_t[]){-1, 0, 0, 0}, 16);
     }
 }
 

@@ -5,6 +5,7 @@
 #include "engine/base/mem.h"
 #include "engine/base/num.h"
 #include "engine/cpu/cpu.h"
+#include "engine/put.h"
 
 static int alloc_int8(struct sq_linear *l, struct sq_cpu_arena *a)
 {
@@ -98,35 +99,25 @@ static void pack_row(struct sq_linear *l, size_t n, const int8_t *row)
 int sq_cpu_linear_put(struct sq_linear *l, size_t row0, size_t n_rows, const void *rows,
                       struct sq_err *err)
 {
-    const size_t n_out = l->d.n_out;
-    if (!l->put)
-        return sq_fail(err, SQ_E_STATE, "%s: rows put after finish", l->d.name);
-    if (row0 > n_out || n_rows > n_out - row0)
-        return sq_fail(err, SQ_E_INVAL, "%s: %zu rows put from row %zu on, but it has %zu",
-                       l->d.name, n_rows, row0, n_out);
-    const uint8_t *twice = memchr(l->put + row0, 1, n_rows);
-    if (twice)
-        return sq_fail(err, SQ_E_INVAL, "%s: row %zu put twice", l->d.name,
-                       (size_t)(twice - l->put));
+    int rc = sq_put_check(l->put, &l->d, row0, n_rows, err);
+    if (rc)
+        return rc;
     const size_t row_bytes = l->d.n_in * sq_dtype_bytes(l->d.dtype);
     if (l->d.dtype != SQ_I8)
         memcpy((uint8_t *)l->rows + row0 * row_bytes, rows, n_rows * row_bytes);
     else
         for (size_t i = 0; i < n_rows; i++)
             pack_row(l, row0 + i, (const int8_t *)rows + i * row_bytes);
-    memset(l->put + row0, 1, n_rows);
-    l->n_put += n_rows;
+    sq_put_mark(l->put, &l->n_put, row0, n_rows);
     return 0;
 }
 
 int sq_cpu_linear_finish(struct sq_linear *l, const struct sq_epilogue *e, struct sq_err *err)
 {
     const size_t n_out = l->d.n_out;
-    if (!l->put)
-        return sq_fail(err, SQ_E_STATE, "%s: finished twice", l->d.name);
-    if (l->n_put != n_out)
-        return sq_fail(err, SQ_E_INVAL, "%s: finished with %zu of %zu rows", l->d.name, l->n_put,
-                       n_out);
+    int rc = sq_put_check_finish(l->put, l->n_put, &l->d, err);
+    if (rc)
+        return rc;
     if (l->d.dtype == SQ_I8) {
         SQ_ASSERT(e && e->mul);
         memcpy(l->mul, e->mul, n_out * sizeof *l->mul);

@@ -214,3 +214,30 @@ static inline void dev_codes_free(struct dev_codes *y)
     dev_free(&y->q);
     dev_free(&y->scale);
 }
+
+/* Codes, and the rows' steps where the CPU backend found them by itself, as there. */
+static inline void check_as_cpu(const char *what, const struct dev_codes *got,
+                                const struct sq_buf *want, int n_rows, bool with_steps)
+{
+    int8_t *codes = cpu_codes(want, (size_t)n_rows);
+    check_codes(what, dev_get(&got->q), got->c.stride, codes, (size_t)n_rows, want->cols);
+    if (with_steps)
+        check_floats("step", dev_get(&got->scale), want->row_scale, (size_t)n_rows, 1);
+    sq_free(codes);
+}
+
+/* --- shapes --- */
+
+typedef void shape_test(int n_rows, int dim);
+
+/* Odd sizes and real ones; from `large` columns on with few rows only. */
+static inline void all_shapes(shape_test *test, int large)
+{
+    static const int row_counts[] = {0, 1, 3, 64};
+    static const int dims[] = {1, 5, 16, 48, 768, 1003, 7168};
+    rng_state = 1;
+    for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++)
+        for (size_t r = 0; r < sizeof row_counts / sizeof row_counts[0]; r++)
+            if (row_counts[r] < 64 || dims[d] < large)
+                test(row_counts[r], dims[d]);
+}

@@ -1,209 +1,16 @@
 /* Cache, rotary positions and attention of the GPU against the CPU's plain C, bit for bit: mixed batches at odd positions, head sizes with
  * and without kernels of their own, grouped heads; and that the same rows give the same bits through the decode and the prefill kernel,
- * with the cache written before or by the decode kernel itself. */
-#include "engine/base/check.h"
-#include "engine/cpu/attn.h"
-#include "tests/gpu/gpu_rows.h"
-
-#include <stdio.h>
-
-#define N_LAYERS 2
-#define LAYER 1
-#define N_BLOCKS 300
-#define MAX_SEQS 16
-#define N_PAD 3 /* rows after the real ones that are none */
-
-struct shape {
-    int heads, kv_heads, dim, rot_dim; /* rot_dim 0: codes come as they are */
-    bool is_f32, out_f32;
-};
-
-/* Sequences of the step under test: rows pos0 .. pos0 + n - 1, after pos0 rows that are in the cache already. */
-struct seqs {
-    int n;
-    struct {
-        int pos0, n;
-    } s[MAX_SEQS];
-};
-
-struct world {
-    struct shape sh;
-    struct seqs seqs;
-    struct sq_attn a;
-    int cols, out_cols, n_rows;
-    int32_t blocks[N_BLOCKS], seq_blocks[MAX_SEQS];
-    int hist_row0[MAX_SEQS], row0[MAX_SEQS];
-    int n_hist;
-    float *hist_f, *now_f;  /* projections */
-    int8_t *hist_q, *now_q; /* codes: -128 occurs */
-    float *cos, *sin;
-    /* the CPU's */
-    int8_t *rope_codes;
-    float *rope_f;
-    void *want; /* [n_rows, out_cols] codes or floats */
-    struct sq_kv *kv;
-};
-
-/* --- what the CPU says --- */
-
-static void put_codes(struct sq_buf *b, const int8_t *q, int n_rows)
-{
-    for (size_t r = 0; r < (size_t)n_rows; r++)
-        for (size_t c = 0; c < b->cols; c++) {
-            int code = q[r * b->cols + c];
-            b->u[r * b->stride + c] = (uint8_t)((code == -128 ? -127 : code) + 128);
-        }
-}
-
-static struct sq_buf *projection(const struct world *w, bool hist)
-{
-    const int n = hist ? w->n_hist : w->n_rows;
-    struct sq_buf *b = cpu_buf(w->sh.is_f32 ? SQ_BUF_F32 : SQ_BUF_S8, n, (size_t)w->cols);
-    if (w->sh.is_f32)
-        memcpy(b->f, hist ? w->hist_f : w->now_f, (size_t)n * (size_t)w->cols * sizeof(float));
-    else
-        put_codes(b, hist ? w->hist_q : w->now_q, n);
-    return b;
-}
-
-/* The step as the backends get it; hist: the one that filled the cache. */
-static struct sq_batch batch_of(const struct world *w, bool hist, struct sq_batch_seq *s,
-                                int32_t *pos)
-{
-    struct sq_batch b = {.n_rows = hist ? w->n_hist : w->n_rows, .seqs = s, .pos = pos};
-    for (int i = 0; i < w->seqs.n; i++) {
-        const int n = hist ? w->seqs.s[i].pos0 : w->seqs.s[i].n;
-        const int row0 = hist ? w->hist_row0[i] : w->row0[i], pos0 = hist ? 0 : w->seqs.s[i].pos0;
-        for (int r = 0; r < n; r++)
-            pos[row0 + r] = pos0 + r;
-        if (n)
-            s[b.n_seqs++] = (struct sq_batch_seq){row0, n, pos0, w->blocks + w->seq_blocks[i]};
-    }
-    return b;
-}
-
-static void cpu_rope(struct world *w, const struct sq_batch *b, struct sq_buf *qkv)
-{
-    const struct sq_rope r = {(size_t)w->sh.rot_dim, 4096, w->cos, w->sin, 0};
-    struct sq_buf *x = cpu_buf_of(w->now_f, w->n_rows, (size_t)w->cols);
-    sq_cpu_ops_ref.rope(&r, &w->a, b, x, qkv, 0, w->n_rows);
-    w->rope_codes = cpu_codes(qkv, (size_t)w->n_rows);
-    sq_cpu_ops_ref.rope(&r, &w->a, b, x, x, 0, w->n_rows);
-    w->rope_f = sq_new_array(float, (size_t)w->n_rows *(size_t)w->cols);
-    memcpy(w->rope_f, x->f, (size_t)w->n_rows * (size_t)w->cols * sizeof(float));
-    sq_cpu_buf_free(x);
-}
-
-static void cpu_step(struct world *w, bool hist)
-{
-    struct sq_batch_seq s[MAX_SEQS];
-    int32_t *pos = sq_new_array(int32_t, (size_t)(w->n_hist + w->n_rows));
-    struct sq_batch b = batch_of(w, hist, s, pos);
-    struct sq_buf *qkv = projection(w, hist);
-    struct sq_buf *out =
-        cpu_buf(w->sh.out_f32 ? SQ_BUF_F32 : SQ_BUF_S8, w->n_rows, (size_t)w->out_cols);
-    void *scratch = sq_aligned_alloc(64, sq_cpu_attn_scratch(&w->kv->d));
-    if (!hist && w->sh.rot_dim)
-        cpu_rope(w, &b, qkv);
-    for (int i = 0; i < b.n_seqs; i++)
-        for (int h = 0; h < w->sh.kv_heads; h++) {
-            sq_cpu_ops_ref.kv_write(w->kv, &w->a, &b, qkv, i, h);
-            if (!hist)
-                sq_cpu_ops_ref.attend(w->kv, &w->a, &b, qkv, out, i, h, 0, b.n_rows, scratch);
-        }
-    if (!hist && w->sh.out_f32) {
-        w->want = sq_new_array(float, (size_t)w->n_rows *(size_t)w->out_cols);
-        memcpy(w->want, out->f, (size_t)w->n_rows * (size_t)w->out_cols * sizeof(float));
-    } else if (!hist)
-        w->want = cpu_codes(out, (size_t)w->n_rows);
-    sq_free(scratch);
-    sq_free(pos);
-    sq_cpu_buf_free(qkv);
-    sq_cpu_buf_free(out);
-}
-
-static int8_t *random_codes(size_t n)
-{
-    int8_t *q = sq_malloc(n + 1);
-    for (size_t i = 0; i < n; i++)
-        q[i] = (int8_t)(rng() % 256);
-    return q;
-}
-
-static float *random_floats(size_t n)
-{
-    float *f = sq_new_array(float, n + 1);
-    for (size_t i = 0; i < n; i++)
-        f[i] = (float)(rng() % 20001) / 10000.0f - 1.0f;
-    return f;
-}
-
-static void place_blocks(struct world *w)
-{
-    int32_t ids[N_BLOCKS];
-    for (int i = 0; i < N_BLOCKS; i++)
-        ids[i] = i;
-    for (int i = N_BLOCKS - 1; i > 0; i--) {
-        int j = (int)(rng() % (uint32_t)(i + 1));
-        int32_t t = ids[i];
-        ids[i] = ids[j];
-        ids[j] = t;
-    }
-    int at = 0;
-    for (int i = 0; i < w->seqs.n; i++) {
-        w->seq_blocks[i] = at;
-        for (int j = 0; j < w->seqs.s[i].pos0 + w->seqs.s[i].n; j += SQ_KV_BLOCK, at++)
-            w->blocks[at] = ids[at];
-    }
-    assert_true(at <= N_BLOCKS);
-}
-
-static struct world world_new(struct shape sh, struct seqs seqs, float spread)
-{
-    struct world w = {.sh = sh, .seqs = seqs};
-    const struct sq_kv_desc d = {N_LAYERS, (size_t)sh.kv_heads, (size_t)sh.dim, N_BLOCKS,
-                                 sh.is_f32 ? SQ_F32 : SQ_I8};
-    w.a = (struct sq_attn){
-        .layer = LAYER, .n_heads = sh.heads, .n_kv_heads = sh.kv_heads, .head_dim = sh.dim};
-    w.a.score_mul = spread / (sh.is_f32 ? 0.33f : 73.0f * 73.0f) / sqrtf((float)sh.dim);
-    w.a.out_mul = sh.is_f32 ? 1.0f : 1.37f;
-    w.a.q_inv = 101.0f, w.a.k_inv = 90.0f, w.a.v_inv = 131.0f;
-    w.cols = (sh.heads + 2 * sh.kv_heads) * sh.dim;
-    w.out_cols = sh.heads * sh.dim;
-    for (int i = 0; i < seqs.n; i++) {
-        w.hist_row0[i] = w.n_hist;
-        w.row0[i] = w.n_rows;
-        w.n_hist += seqs.s[i].pos0;
-        w.n_rows += seqs.s[i].n;
-    }
-    place_blocks(&w);
-    w.hist_q = random_codes((size_t)w.n_hist * (size_t)w.cols);
-    w.now_q = random_codes((size_t)w.n_rows * (size_t)w.cols);
-    w.hist_f = random_floats((size_t)w.n_hist * (size_t)w.cols);
-    w.now_f = random_floats((size_t)w.n_rows * (size_t)w.cols);
-    w.cos = random_floats(4096 * (size_t)sh.dim / 2);
-    w.sin = random_floats(4096 * (size_t)sh.dim / 2);
-    assert_int_equal(sq_cpu_kv_new(&d, &w.kv, NULL), 0);
-    cpu_step(&w, true);
-    cpu_step(&w, false);
-    return w;
-}
-
-static void world_free(struct world *w)
-{
-    void *all[] = {w->hist_q, w->now_q, w->hist_f, w->now_f,     w->cos,
-                   w->sin,    w->want,  w->rope_f, w->rope_codes};
-    for (size_t i = 0; i < SQ_ARRAY_LEN(all); i++)
-        sq_free(all[i]);
-    sq_cpu_kv_free(w->kv);
-}
+ * with the cache written before or by the decode kernel itself, however pieces are shared out among its blocks. */
+#include "tests/gpu/test_gpu_attn.h"
 
 /* --- the same on the device --- */
 
 enum {
     ALL_DECODE = 1, /* each row alone, else only sequences of one row */
     ALL_TILES = 2,
-    FUSED = 4 /* the decode kernel writes (and rotates) */
+    FUSED = 4,    /* the decode kernel writes (and rotates) */
+    NO_PARTS = 8, /* there is no memory for partial results */
+    PIECES = 16   /* times the pieces that a block may take; 0: the launcher's choice */
 };
 
 struct gpu_step {
@@ -220,11 +27,11 @@ static int32_t *take(struct gpu_step *g, int *at, int n, const int32_t **ret_dev
     return h;
 }
 
-static void add_dec(struct gpu_step *g, int32_t *rows, int32_t *parts, int row, int pos)
+static void add_dec(struct gpu_step *g, int32_t *dec, int row, int pos, int blocks)
 {
     const int n = row < 0 ? 0 : pos / SQ_ATTN_PIECE + 1;
-    rows[g->n_dec] = row;
-    parts[g->n_dec++] = g->n_parts;
+    const int32_t d[] = {row, pos, blocks, g->n_parts};
+    memcpy(dec + 4 * g->n_dec++, d, sizeof d);
     g->n_parts += n;
     g->n_pieces = SQ_MAX(g->n_pieces, n);
 }
@@ -233,15 +40,16 @@ static void add_dec(struct gpu_step *g, int32_t *rows, int32_t *parts, int row, 
 static struct gpu_step gpu_step_new(const struct world *w, bool hist, int mode)
 {
     const int n = hist ? w->n_hist : w->n_rows, most = n + N_PAD + 4;
-    struct gpu_step g = {.mem = dev_new(sizeof(int32_t) * (size_t)(12 * most + N_BLOCKS + 256))};
+    struct gpu_step g = {.mem = dev_new(sizeof(int32_t) * (size_t)(12 * most + N_BLOCKS + 512))};
     int at = 0;
-    const int32_t *dev_tiles;
+    const int32_t *dev_tiles, *dev_dec;
     int32_t *pos = take(&g, &at, most, &g.s.pos), *row_seq = take(&g, &at, most, &g.s.row_seq);
     int32_t *seq_blocks = take(&g, &at, MAX_SEQS, &g.s.seq_blocks);
-    int32_t *dec = take(&g, &at, most, &g.s.dec_rows), *parts = take(&g, &at, most, &g.s.dec_parts);
+    int32_t *dec = take(&g, &at, 4 * most, &dev_dec);
     int32_t *tiles = take(&g, &at, 4 * most, &dev_tiles);
     int32_t *blocks = take(&g, &at, N_BLOCKS, &g.s.blocks);
     g.s.tiles = (const int4 *)dev_tiles;
+    g.s.dec = (const int4 *)dev_dec;
     memcpy(blocks, w->blocks, sizeof w->blocks);
     memcpy(seq_blocks, w->seq_blocks, sizeof w->seq_blocks);
     for (int i = 0; i < w->seqs.n; i++) {
@@ -252,10 +60,10 @@ static struct gpu_step gpu_step_new(const struct world *w, bool hist, int mode)
             pos[row0 + r] = pos0 + r;
             row_seq[row0 + r] = i;
             if (alone)
-                add_dec(&g, dec, parts, row0 + r, pos0 + r);
+                add_dec(&g, dec, row0 + r, pos0 + r, w->seq_blocks[i]);
         }
         if (i == 1)
-            add_dec(&g, dec, parts, -1, 0);
+            add_dec(&g, dec, -1, 0, 0);
         for (int r = 0; r < rows && !alone; r += SQ_GPU_TILE_ROWS) {
             const int32_t t[] = {row0 + r, SQ_MIN(rows - r, SQ_GPU_TILE_ROWS), i, pos0 + r};
             memcpy(tiles + 4 * g.n_tiles++, t, sizeof t);
@@ -265,7 +73,7 @@ static struct gpu_step gpu_step_new(const struct world *w, bool hist, int mode)
         pos[r] = 0;
         row_seq[r] = -1;
     }
-    add_dec(&g, dec, parts, n, 0); /* a row without a sequence */
+    add_dec(&g, dec, -1, 0, 0);
     dev_put(&g.mem);
     return g;
 }
@@ -395,9 +203,10 @@ static void check_out(const struct world *w, const struct dev_codes *q, const st
                       int mode)
 {
     char what[96];
-    snprintf(what, sizeof what, "%d/%d heads of %d%s%s%s%s", w->sh.heads, w->sh.kv_heads, w->sh.dim,
-             mode & ALL_DECODE ? ", all decode" : "", mode & ALL_TILES ? ", all tiles" : "",
-             mode & FUSED ? ", fused" : "", w->sh.rot_dim ? ", rotated" : "");
+    snprintf(what, sizeof what, "%d/%d heads of %d%s%s%s%s, %d pieces a block", w->sh.heads,
+             w->sh.kv_heads, w->sh.dim, mode & ALL_DECODE ? ", all decode" : "",
+             mode & ALL_TILES ? ", all tiles" : "", mode & FUSED ? ", fused" : "",
+             w->sh.rot_dim ? ", rotated" : "", mode / PIECES);
     if (w->sh.out_f32)
         check_floats(what, dev_get(f), w->want, (size_t)w->n_rows, (size_t)w->out_cols);
     else
@@ -436,8 +245,9 @@ static void gpu_attend(const struct world *w, const struct gpu_world *g, const s
                               .ld_qf = w->cols,
                               .out = out.c,
                               .ld_out = w->out_cols,
-                              .parts = parts.d,
+                              .parts = mode & NO_PARTS ? NULL : parts.d,
                               .counters = counters.d,
+                              .pieces_per_block = mode / PIECES,
                               .rope = g->rope};
     a.out_f = w->sh.out_f32 ? out_f.d : NULL;
     a.fused_write = (mode & FUSED) != 0;
@@ -587,12 +397,53 @@ static void test_long(void **state)
     check_shape((struct shape){2, 1, 64, 0, 0, 0}, one, 3.0f, fused_too);
 }
 
+/* Blocks that take several pieces: rows that end within a block's pieces, with them and in the next block's, odd ones and whole ones; the
+ * row's own key in the first, a middle and the last piece of a block; all pieces in one block; more than its shared memory takes. */
+static void test_pieces(void **state)
+{
+    (void)state;
+    static const struct seqs rows = {.n = 9,
+                                     .s = {{5, 1},
+                                           {255, 1},
+                                           {256, 1},
+                                           {511, 1},
+                                           {600, 1},
+                                           {767, 1},
+                                           {1000, 1},
+                                           {1024, 1},
+                                           {1601, 1}}};
+    static const int modes[] = {FUSED + 1 * PIECES,
+                                FUSED + 2 * PIECES,
+                                3 * PIECES,
+                                FUSED + 4 * PIECES,
+                                NO_PARTS + FUSED + 20 * PIECES,
+                                -1};
+    static const int clipped[] = {FUSED + 20 * PIECES, -1};
+    check_shape((struct shape){4, 1, 128, 128, 0, 0}, rows, 3.0f, modes);
+    check_shape((struct shape){2, 2, 64, 0, 0, 1}, rows, 3.0f, modes);
+    check_shape((struct shape){3, 1, 80, 0, 0, 0}, rows, 3.0f, modes);
+    check_shape((struct shape){2, 2, 96, 32, 0, 0}, rows, 3.0f, modes);
+    check_shape((struct shape){12, 1, 64, 24, 0, 0}, rows, 3.0f, clipped);
+}
+
+/* With rows enough to fill any device, one block takes all pieces of a row. */
+static void test_many_rows(void **state)
+{
+    (void)state;
+    static const int modes[] = {FUSED + NO_PARTS, -1};
+    struct seqs rows = {.n = MAX_SEQS};
+    for (int i = 0; i < MAX_SEQS; i++)
+        rows.s[i].pos0 = i == 40 ? 900 : i % 5, rows.s[i].n = 1;
+    check_shape((struct shape){8, 8, 64, 0, 0, 0}, rows, 3.0f, modes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixed),        cmocka_unit_test(test_decode),
         cmocka_unit_test(test_rotated),      cmocka_unit_test(test_float),
         cmocka_unit_test(test_spread),       cmocka_unit_test(test_long),
+        cmocka_unit_test(test_pieces),       cmocka_unit_test(test_many_rows),
         cmocka_unit_test(test_approximation)};
     return cmocka_run_group_tests(tests, gpu_setup, gpu_teardown);
 }

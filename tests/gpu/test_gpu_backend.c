@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "cuda/cuda.h"
+#include "cuda/timing.h"
 #include "engine/base/check.h"
 #include "engine/base/mem.h"
 #include "engine/cpu/backend_cpu.h"
@@ -242,7 +243,7 @@ static void ways_change_no_bit(void **state)
         struct rig gpu;
         struct sq_backend *be = gpu_open(way == 1, false);
         if (way == 2)
-            snprintf(sq_cuda_of(be)->name, sizeof sq_cuda_of(be)->name, "timed");
+            sq_cuda_of(be)->is_timed = true;
         rig_open(&gpu, be, &k, CONTEXT);
         run_together(&gpu, got, way == 0 ? 7 : 100);
         assert_same_bits(want, got);
@@ -341,14 +342,78 @@ static void a_plan_counts_what_is_taken(void **state)
     assert_memory_equal(&real, &plan, sizeof real);
 }
 
+/* The books and the words are engine/put.h's; that they are kept here, too. */
+static void rows_are_put_once(void **state)
+{
+    struct sq_backend *be = gpu_open(false, false);
+    const struct sq_linear_desc d = {
+        .name = "q_proj", .n_out = 5, .n_in = 4, .dtype = SQ_I8, .out = SQ_OUT_F32};
+    const int8_t rows[20] = {0};
+    const float mul[5] = {1, 1, 1, 1, 1};
+    const struct sq_epilogue e = {.mul = mul};
+    struct sq_err err = {0};
+    struct sq_linear *l;
+    (void)state;
+    assert_int_equal(be->ops->linear_new(be, &d, &l, &err), 0);
+    assert_int_equal(be->ops->linear_put(be, l, 1, 5, rows, &err), -SQ_E_INVAL);
+    assert_string_equal(err.msg, "q_proj: 5 rows put from row 1 on, but it has 5");
+    assert_int_equal(be->ops->linear_put(be, l, 1, SIZE_MAX, rows, &err), -SQ_E_INVAL);
+    assert_int_equal(be->ops->linear_put(be, l, 0, 3, rows, &err), 0);
+    assert_int_equal(be->ops->linear_put(be, l, 2, 2, rows, &err), -SQ_E_INVAL);
+    assert_string_equal(err.msg, "q_proj: row 2 put twice");
+    assert_int_equal(be->ops->linear_finish(be, l, &e, &err), -SQ_E_INVAL);
+    assert_string_equal(err.msg, "q_proj: finished with 3 of 5 rows");
+    assert_int_equal(be->ops->linear_put(be, l, 3, 2, rows, &err), 0);
+    assert_int_equal(be->ops->linear_finish(be, l, &e, &err), 0);
+    assert_int_equal(be->ops->linear_finish(be, l, &e, &err), -SQ_E_STATE);
+    assert_int_equal(be->ops->linear_put(be, l, 0, 1, rows, &err), -SQ_E_STATE);
+    be->ops->linear_free(be, l);
+    be->ops->close(be);
+}
+
+struct calls {
+    int n, fails_at;
+};
+
+static int count_call(void *ctx)
+{
+    struct calls *k = ctx;
+    return ++k->n == k->fails_at ? -SQ_E_DEVICE : 0;
+}
+
+static void timing_calls_as_often_as_it_says(void **state)
+{
+    float odd[] = {5, 1, 4}, even[] = {2, 8, 1, 3}, ms = -1.0f;
+    struct sq_backend *be = gpu_open(false, false);
+    struct sq_cuda *c = sq_cuda_of(be);
+    struct calls k = {0}, bad = {.fails_at = 9};
+    (void)state;
+    assert_true(sq_cuda_median(odd, 3) == 4.0f);
+    assert_true(sq_cuda_median(even, 4) == 3.0f); /* the upper one */
+    assert_int_equal(sq_cuda_time(c, count_call, &k, 5, 8, &ms), 0);
+    assert_int_equal(k.n, 2 + 5 * 8); /* with two that warm up */
+    assert_true(ms >= 0.0f);
+    ms = -1.0f;
+    assert_int_equal(sq_cuda_time(c, count_call, &bad, 5, 8, &ms), -SQ_E_DEVICE);
+    assert_int_equal(bad.n, 9);
+    assert_true(ms == -1.0f);
+    be->ops->close(be);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(static_w8a8_is_the_cpus),     cmocka_unit_test(ways_change_no_bit),
-        cmocka_unit_test(odd_sizes_are_the_cpus),      cmocka_unit_test(post_norm_is_the_cpus),
-        cmocka_unit_test(dynamic_w8a8_is_close),       cmocka_unit_test(float_is_close),
-        cmocka_unit_test(llama_is_the_cpus),           cmocka_unit_test(argmax_is_of_the_logits),
+        cmocka_unit_test(static_w8a8_is_the_cpus),
+        cmocka_unit_test(ways_change_no_bit),
+        cmocka_unit_test(odd_sizes_are_the_cpus),
+        cmocka_unit_test(post_norm_is_the_cpus),
+        cmocka_unit_test(dynamic_w8a8_is_close),
+        cmocka_unit_test(float_is_close),
+        cmocka_unit_test(llama_is_the_cpus),
+        cmocka_unit_test(argmax_is_of_the_logits),
         cmocka_unit_test(a_plan_counts_what_is_taken),
+        cmocka_unit_test(rows_are_put_once),
+        cmocka_unit_test(timing_calls_as_often_as_it_says),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

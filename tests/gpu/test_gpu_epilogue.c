@@ -1,10 +1,11 @@
 /* What follows a matmul, against the definitions of engine/quant.h and the CPU backend's plain C, bit for bit. */
+#include <limits.h>
+
 #include "tests/gpu/gpu_rows.h"
 
 #define REF (&sq_cpu_ops_ref)
 
-static const int row_counts[] = {0, 1, 3, 64};
-static const int dims[] = {1, 5, 16, 48, 768, 1003, 7168};
+#define LARGE 800 /* columns */
 
 /* --- the definitions --- */
 
@@ -159,20 +160,17 @@ static struct sq_gpu_finish finish_of(const struct job *j)
 static void check_job_codes(const struct job *j)
 {
     const int cols = job_cols(j);
-    int8_t *want;
     if (is_swiglu(j->epi)) {
         struct sq_buf *b = reals(j), *q = cpu_buf(SQ_BUF_S8, j->n_rows, (size_t)cols);
         REF->quant_rows(b, 0, j->n_rows, j->inv_step, q);
-        want = cpu_codes(q, (size_t)j->n_rows);
-        if (j->inv_step == 0.0f)
-            check_floats("step", dev_get(&j->q.scale), q->row_scale, (size_t)j->n_rows, 1);
+        check_as_cpu("codes", &j->q, q, j->n_rows, j->inv_step == 0.0f);
         sq_cpu_buf_free(b);
         sq_cpu_buf_free(q);
-    } else {
-        want = sq_malloc((size_t)j->n_rows * (size_t)cols + 1);
-        for (int i = 0; i < j->n_rows * cols; i++)
-            want[i] = code_of(j, i / cols, i % cols);
+        return;
     }
+    int8_t *want = sq_malloc((size_t)j->n_rows * (size_t)cols + 1);
+    for (int i = 0; i < j->n_rows * cols; i++)
+        want[i] = code_of(j, i / cols, i % cols);
     check_codes("codes", dev_get(&j->q.q), j->q.c.stride, want, (size_t)j->n_rows, (size_t)cols);
     sq_free(want);
 }
@@ -211,11 +209,7 @@ static void finish_shape(int n_rows, int cols)
 static void test_finish(void **state)
 {
     (void)state;
-    rng_state = 1;
-    for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++)
-        for (size_t r = 0; r < sizeof row_counts / sizeof row_counts[0]; r++)
-            if (row_counts[r] < 64 || dims[d] < 800)
-                finish_shape(row_counts[r], dims[d]);
+    all_shapes(finish_shape, LARGE);
 }
 
 static void test_finish_kinds(void **state)
@@ -275,11 +269,8 @@ static void norm_case(int n_rows, int dim, int rms, bool dynamic, int to, bool c
     check_floats("sums", dev_get(&j.y), to == 2 ? cz->f : sum->f, (size_t)n_rows, d);
     if (to == 1)
         check_floats("norm", dev_get(&z), cz->f, (size_t)n_rows, d);
-    if (codes) {
-        int8_t *want = cpu_codes(cq, (size_t)n_rows);
-        check_codes("norm codes", dev_get(&j.q.q), j.q.c.stride, want, (size_t)n_rows, d);
-        sq_free(want);
-    }
+    if (codes)
+        check_as_cpu("norm codes", &j.q, cq, n_rows, false);
     sq_cpu_norm_free(ref);
     sq_cpu_buf_free(sum);
     sq_cpu_buf_free(cz);
@@ -289,16 +280,16 @@ static void norm_case(int n_rows, int dim, int rms, bool dynamic, int to, bool c
     job_free(&j);
 }
 
+static void norm_shape(int n_rows, int dim)
+{
+    norm_case(n_rows, dim, 0, false, 0, true);
+    norm_case(n_rows, dim, 1, true, 2, true);
+}
+
 static void test_finish_norm(void **state)
 {
     (void)state;
-    rng_state = 4;
-    for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++)
-        for (size_t r = 0; r < sizeof row_counts / sizeof row_counts[0]; r++)
-            if (row_counts[r] < 64 || dims[d] < 800) {
-                norm_case(row_counts[r], dims[d], 0, false, 0, true);
-                norm_case(row_counts[r], dims[d], 1, true, 2, true);
-            }
+    all_shapes(norm_shape, LARGE);
     norm_case(3, 260, 0, false, 1, false);
     norm_case(3, 261, 1, false, 2, false);
     norm_case(2, 16384, 0, false, 1, true);
@@ -367,16 +358,17 @@ static void float_case(int n_rows, int n_out, int epi, bool with_bias)
     dev_free(&y);
 }
 
+static void relu_and_float_shape(int n_rows, int dim)
+{
+    relu_case(n_rows, dim);
+    for (int epi = SQ_EPI_F32; epi <= SQ_EPI_ADD; epi++)
+        float_case(n_rows % 60, dim, epi, epi != SQ_EPI_F32 || n_rows % 2);
+}
+
 static void test_relu_and_float(void **state)
 {
     (void)state;
-    rng_state = 6;
-    for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++)
-        for (size_t r = 0; r < sizeof row_counts / sizeof row_counts[0]; r++) {
-            relu_case(row_counts[r], dims[d]);
-            for (int epi = SQ_EPI_F32; epi <= SQ_EPI_ADD; epi++)
-                float_case(row_counts[r] % 60, dims[d], epi, epi != SQ_EPI_F32 || r % 2);
-        }
+    all_shapes(relu_and_float_shape, INT_MAX);
     relu_case(2, 28672);
     float_case(260, 1028, SQ_EPI_ADD, true);
 }

@@ -266,10 +266,9 @@ static void run_gemm(struct device_sample *d, int epi, int dynamic)
     struct sq_gpu_gemm g = d->g;
     g.to.epi = epi;
     g.norm = g.norm_x ? &d->norm : NULL;
-    g.overlap = epi % 2;
     if (!dynamic)
         g.to.x_scale = NULL;
-    assert_int_equal(sq_gpu_gemm_small(stream, &g), cudaSuccess);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &g, 1), cudaSuccess);
     assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
 }
 
@@ -295,15 +294,16 @@ static void check_results(const struct sample *t, const struct device_sample *d)
     free(q);
 }
 
-/* The kernel leaves it zeroed. */
+/* The kernel leaves it zeroed, but for the grid's barrier: its first words. */
 static void check_work(void)
 {
-    const size_t n = sq_gpu_gemm_small_work();
-    uint8_t *p = host(n, 1);
-    download(p, work, n);
-    for (size_t i = 0; i < n; i++)
+    const size_t n = sq_gpu_gemm_small_work() / sizeof(int32_t);
+    int32_t *p = host(n, sizeof *p);
+    download(p, work, n * sizeof *p);
+    assert_int_equal(p[0] & INT32_MAX, 0);
+    for (size_t i = 1; i < n; i++)
         if (p[i])
-            fail_msg("work is not zero at byte %zu", i);
+            fail_msg("work is not zero at word %zu", i);
     free(p);
 }
 
@@ -436,10 +436,12 @@ static void check_plan(const struct sq_small_shape *s)
     assert_true(p.shared_bytes <= s->shared_bytes);
     assert_true(p.ring_at % 128 == 0 && p.stage_bytes % 128 == 0);
     assert_true(p.ring_at + p.stages * p.stage_bytes <= p.shared_bytes);
-    assert_true(p.ring_at + p.warps_k * s->n_rows * p.sum_stride * 4 <= p.shared_bytes);
+    assert_true(p.warps_k * s->n_rows * p.sum_stride * 4 <= p.front_bytes);
+    assert_true(p.front_at + p.front_bytes <= p.codes_at && p.codes_at <= p.ring_at);
     assert_true(p.slices * p.warps_k <= (s->k + 127) / 128);
     assert_true(p.slices <= 65535);
     if (p.slices > 1) {
+        assert_true(p.ranges * p.slices <= s->n_sms);
         assert_true(s->may_join && p.ranges <= SQ_SMALL_RANGES);
         assert_true((long)p.ranges * p.warps_n * SQ_SMALL_WARP_ROWS * s->n_rows <= SQ_SMALL_SUMS);
     }
@@ -465,8 +467,137 @@ static void test_plans(void **state)
                 check_plan(&s);
             }
             s.norm_dim = s.k <= 9216 ? s.k : 0;
-            for (s.n_rows = 1; s.n_rows <= (s.shared_bytes > 100000 ? 4 : 1); s.n_rows++)
+            const int most = s.shared_bytes < 100000 ? 1 : s.may_join ? 64 : SQ_SMALL_FRONT_ROWS;
+            for (s.n_rows = 1; s.n_rows <= most; s.n_rows += s.n_rows < 4 ? 1 : 20)
                 check_plan(&s);
+        }
+    }
+}
+
+/* --- chains --- */
+
+/* What stands between two attentions: x += o(a); g = swiglu(gate_up(norm(x))); x += down(g); y = qkv(norm(x)) */
+struct block {
+    int m, heads, hidden, ffn, qkv;
+};
+
+struct block_sample {
+    struct sample s[SQ_GPU_CHAIN];
+    struct device_sample d[SQ_GPU_CHAIN];
+    struct sq_gpu_gemm g[SQ_GPU_CHAIN];
+    float *y; /* of qkv, device */
+    size_t n_x, n_y, n_q;
+};
+
+static void block_new(struct block_sample *t, const struct block *b)
+{
+    const struct shape shapes[SQ_GPU_CHAIN] = {
+        {.m = b->m, .n = b->hidden, .k = b->heads},
+        {.m = b->m, .n = 2 * b->ffn, .k = b->hidden, .norm = 2},
+        {.m = b->m, .n = b->hidden, .k = b->ffn},
+        {.m = b->m, .n = b->qkv, .k = b->hidden, .norm = 1}};
+    static const int epi[SQ_GPU_CHAIN] = {SQ_EPI_ADD, SQ_EPI_SWIGLU_S8, SQ_EPI_ADD, SQ_EPI_F32};
+    for (int i = 0; i < SQ_GPU_CHAIN; i++) {
+        t->s[i] = sample_new(shapes[i]);
+        t->d[i] = device_new(&t->s[i]);
+        t->g[i] = t->d[i].g;
+        t->g[i].to.epi = epi[i];
+        t->g[i].to.x_scale = NULL;
+        t->g[i].norm = t->g[i].norm_x ? &t->d[i].norm : NULL;
+    }
+    t->g[2].to.y = t->g[0].to.y;
+    t->g[1].norm_x = t->g[3].norm_x = t->g[0].to.y;
+    t->g[2].x =
+        t->g[1].to.y_q; /* what is not written of it is 77 everywhere: k is a multiple of 16 */
+    t->y = t->g[3].to.y;
+    t->n_x = t->s[0].n_y, t->n_y = t->s[3].n_y, t->n_q = t->s[1].n_q;
+}
+
+/* Everything that is written, as it was at the start; one launch or four; what is written then. */
+static void block_run(struct block_sample *t, bool chain, float *x, float *y, int8_t *q)
+{
+    assert_int_equal(
+        cudaMemcpyAsync(t->g[0].to.y, t->s[0].y, t->n_x * 4, cudaMemcpyHostToDevice, stream), 0);
+    assert_int_equal(cudaMemcpyAsync(t->y, t->s[3].y, t->n_y * 4, cudaMemcpyHostToDevice, stream),
+                     0);
+    assert_int_equal(
+        cudaMemcpyAsync(t->g[1].to.y_q.q, t->s[1].q, t->n_q, cudaMemcpyHostToDevice, stream), 0);
+    for (int i = 0; i < SQ_GPU_CHAIN; i += chain ? SQ_GPU_CHAIN : 1)
+        assert_int_equal(sq_gpu_gemm_chain(stream, &t->g[i], chain ? SQ_GPU_CHAIN : 1),
+                         cudaSuccess);
+    download(x, t->g[0].to.y, t->n_x * 4);
+    download(y, t->y, t->n_y * 4);
+    download(q, t->g[1].to.y_q.q, t->n_q);
+}
+
+static void check_block(const struct block *b)
+{
+    struct block_sample t;
+    block_new(&t, b);
+    float *x = host(t.n_x * 2, 4), *y = host(t.n_y * 2, 4);
+    int8_t *q = host(t.n_q * 2, 1);
+    block_run(&t, false, x, y, q);
+    for (int again = 0; again < 2; again++) {
+        block_run(&t, true, x + t.n_x, y + t.n_y, q + t.n_q);
+        compare(&t.s[0].s, "x of a chain", x + t.n_x, x, t.n_x * 4);
+        compare(&t.s[1].s, "codes of a chain", q + t.n_q, q, t.n_q);
+        compare(&t.s[3].s, "y of a chain", y + t.n_y, y, t.n_y * 4);
+    }
+    if (memcmp(y, t.s[3].y, t.n_y * 4) == 0)
+        fail_msg("nothing was written");
+    free(x);
+    free(y);
+    free(q);
+    for (int i = 0; i < SQ_GPU_CHAIN; i++) {
+        device_free(&t.d[i]);
+        sample_free(&t.s[i]);
+    }
+    check_work();
+}
+
+static void test_chains(void **state)
+{
+    static const struct block b[] = {
+        {.m = 1, .heads = 512, .hidden = 512, .ffn = 1792, .qkv = 768},
+        {.m = 2, .heads = 64, .hidden = 80, .ffn = 160, .qkv = 100},
+        {.m = 3, .heads = 256, .hidden = 256, .ffn = 688, .qkv = 768},
+        {.m = 9, .heads = 96, .hidden = 112, .ffn = 4000, .qkv = 130},
+        {.m = 24, .heads = 320, .hidden = 256, .ffn = 512, .qkv = 600},
+        {.m = 64, .heads = 512, .hidden = 512, .ffn = 1792, .qkv = 768},
+        {.m = 41, .heads = 48, .hidden = 64, .ffn = 16, .qkv = 9},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof b / sizeof *b; i++)
+        check_block(&b[i]);
+}
+
+/* Several units for a block: more rows than blocks can hold at once, before and behind another matmul. */
+static void test_many_units(void **state)
+{
+    (void)state;
+    check_block(&(struct block){.m = 1, .heads = 16, .hidden = 32, .ffn = 40000, .qkv = 80004});
+}
+
+/* Of all matmuls of a launch, constants and fronts lie at the same place. */
+static void test_plans_of_chains(void **state)
+{
+    static const int rows[] = {1, 2, 3, 8, 17, 33, 64};
+    (void)state;
+    for (size_t m = 0; m < sizeof rows / sizeof *rows; m++) {
+        struct sq_small_shape s[4] = {{.n_out = 7168, .k = 7168},
+                                      {.n_out = 28672, .k = 7168, .norm_dim = 7168},
+                                      {.n_out = 7168, .k = 28672},
+                                      {.n_out = 21504, .k = 7168, .norm_dim = 7168}};
+        struct sq_small_plan p[4];
+        for (int i = 0; i < 4; i++)
+            s[i].n_rows = rows[m], s[i].may_join = true, s[i].n_sms = 132,
+            s[i].shared_bytes = 232320;
+        assert_true(sq_small_plan_chain(s, 4, p));
+        for (int i = 0; i < 4; i++) {
+            check_plan(&s[i]);
+            assert_int_equal(p[i].const_bytes, p[0].const_bytes);
+            assert_int_equal(p[i].front_bytes, p[0].front_bytes);
+            assert_true(p[i].shared_bytes <= s[i].shared_bytes);
         }
     }
 }
@@ -477,10 +608,16 @@ static void test_refused(void **state)
     struct device_sample d = device_new(&t);
     (void)state;
     d.g.n_rows = SQ_GPU_SMALL_MAX + 1;
-    assert_int_equal(sq_gpu_gemm_small(stream, &d.g), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &d.g, 1), cudaErrorInvalidValue);
     d.g.n_rows = 1;
     d.g.k = 20;
-    assert_int_equal(sq_gpu_gemm_small(stream, &d.g), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &d.g, 1), cudaErrorInvalidValue);
+    d.g.k = 16;
+    struct sq_gpu_gemm two[SQ_GPU_CHAIN + 1] = {d.g, d.g};
+    assert_int_equal(sq_gpu_gemm_chain(stream, two, 0), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, two, SQ_GPU_CHAIN + 1), cudaErrorInvalidValue);
+    two[1].n_rows = 2;
+    assert_int_equal(sq_gpu_gemm_chain(stream, two, 2), cudaErrorInvalidValue);
     device_free(&d);
     sample_free(&t);
 }
@@ -522,9 +659,15 @@ static int run_shapes(const char *list)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),       cmocka_unit_test(test_odd_sizes),
-        cmocka_unit_test(test_real_sizes), cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_norm),       cmocka_unit_test(test_plans),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_odd_sizes),
+        cmocka_unit_test(test_real_sizes),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_chains),
+        cmocka_unit_test(test_many_units),
+        cmocka_unit_test(test_plans),
+        cmocka_unit_test(test_plans_of_chains),
         cmocka_unit_test(test_refused),
     };
     const char *shapes = getenv("SQ_GEMM_SHAPES");

@@ -846,6 +846,7 @@ static void a_device_without_a_clock_writes_nothing(void **state)
     assert_int_equal(s.prepared, 3);
     assert_int_equal(s.timed, 0);
     assert_int_equal(n_files(), 0);
+    assert_int_equal(sq_lt_is_timed(rig.lt), !is_softgpu());
     remove_dir();
 }
 

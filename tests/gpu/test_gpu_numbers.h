@@ -8,11 +8,11 @@
 extern "C" {
 #endif
 
-/* code = d_sat_s8, packed = d_codes4 of x[4i..], exp = d_exp, sum = d_sum16 of the 16 around i, sum_of = d_sum16_of the same; n % 32 == 0 */
+/* code = d_sat_s8, packed = d_codes4 of x[4i..], exp = d_exp, sum = d_sum16 of the 16 around i; n % 32 == 0 */
 struct num_out {
     int32_t *code;
     uint32_t *packed; /* [n / 4] */
-    float *exp, *sum, *sum_of;
+    float *exp, *sum;
 };
 cudaError_t num_floats(cudaStream_t st, const float *x, int n, struct num_out y);
 

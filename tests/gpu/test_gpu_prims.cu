@@ -17,31 +17,25 @@ static __global__ void ldmatrix_test(const uint8_t *x, uint32_t *y)
         y[128 + 32 * i + l] = r2[i];
 }
 
-static __global__ void mma_test(const uint32_t *a, const uint32_t *b, const int32_t *c, int32_t *y,
-                                int32_t *z)
+static __global__ void mma_test(const uint32_t *a, const uint32_t *b, const int32_t *c, int32_t *y)
 {
     const int g = (int)threadIdx.x / 4, q = (int)threadIdx.x % 4;
     uint32_t fa[4];
-    int32_t s[4], u[4], t[4];
+    int32_t s[4], t[4];
     for (int i = 0; i < 4; i++) {
         fa[i] = a[8 * (g + i % 2 * 8) + i / 2 * 4 + q];
-        s[i] = u[i] = c[8 * (g + i / 2 * 8) + 2 * q + i % 2];
+        s[i] = c[8 * (g + i / 2 * 8) + 2 * q + i % 2];
     }
     p_mma_s8_from(t, fa, b[8 * g + q], b[8 * g + 4 + q], s);
     p_mma_s8(s, fa, b[8 * g + q], b[8 * g + 4 + q]);
-    p_mma_u8(u, fa, b[8 * g + q], b[8 * g + 4 + q]);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++)
         y[8 * (g + i / 2 * 8) + 2 * q + i % 2] = s[i] == t[i] ? s[i] : INT32_MIN;
-        z[8 * (g + i / 2 * 8) + 2 * q + i % 2] = u[i];
-    }
 }
 
 static __global__ void copy_test(const uint8_t *x, int n_groups, uint8_t *y)
 {
     __shared__ __align__(16) uint8_t s[3][512];
     const int l = (int)threadIdx.x, at = 16 * l;
-    p_let_next_start();
-    p_wait_for_previous();
     for (int i = 0; i < n_groups + 2; i++) {
         if (i < n_groups)
             p_cp_async16(s[i % 3] + at, x + 512 * i + at, l % 2 == 0);
@@ -51,6 +45,17 @@ static __global__ void copy_test(const uint8_t *x, int n_groups, uint8_t *y)
         p_cp_async_wait<2>();
         *(uint4 *)(y + 512 * (i - 2) + at) = *(const uint4 *)(s[(i - 2) % 3] + at);
     }
+}
+
+static __global__ void red_test(const int32_t *x, int32_t *y)
+{
+    p_red_add(y, p_again(x[threadIdx.x]));
+}
+
+extern "C" cudaError_t test_prims_red(cudaStream_t st, const int32_t *x, int32_t *y)
+{
+    red_test<<<1, 32, 0, st>>>(x, y);
+    return cudaGetLastError();
 }
 
 static __global__ void exp2_test(const float *x, float *y)
@@ -71,9 +76,9 @@ extern "C" cudaError_t test_prims_ldmatrix(cudaStream_t st, const uint8_t *x, ui
 }
 
 extern "C" cudaError_t test_prims_mma(cudaStream_t st, const uint8_t *a, const int8_t *b,
-                                      const int32_t *c, int32_t *y, int32_t *z)
+                                      const int32_t *c, int32_t *y)
 {
-    mma_test<<<1, 32, 0, st>>>((const uint32_t *)a, (const uint32_t *)b, c, y, z);
+    mma_test<<<1, 32, 0, st>>>((const uint32_t *)a, (const uint32_t *)b, c, y);
     return cudaGetLastError();
 }
 

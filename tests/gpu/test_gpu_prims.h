@@ -12,9 +12,11 @@ extern "C" {
 cudaError_t test_prims_exp2(cudaStream_t st, const float *x, float *y);
 /* x [512] bytes: 32 rows of 16. y [4][32] words of x4, then [2][32] words of x2 (of rows 0..15). */
 cudaError_t test_prims_ldmatrix(cudaStream_t st, const uint8_t *x, uint32_t *y);
-/* a [16][32], b [8][32] (columns), c [16][8] s32: y = c + a b with a signed (INT32_MIN where the two forms of it differ), z with a unsigned. */
+/* a [16][32], b [8][32] (columns), c [16][8] s32: y = c + a b (INT32_MIN where its two forms differ). */
 cudaError_t test_prims_mma(cudaStream_t st, const uint8_t *a, const int8_t *b, const int32_t *c,
-                           int32_t *y, int32_t *z);
+                           int32_t *y);
+/* y += x, all 32 of it to one word */
+cudaError_t test_prims_red(cudaStream_t st, const int32_t *x, int32_t *y);
 /* y [n_groups][512] = x, copied in groups, of which two are on their way at a time; pieces of odd lanes are zeros. */
 cudaError_t test_prims_copy(cudaStream_t st, const uint8_t *x, int n_groups, uint8_t *y);
 

@@ -75,7 +75,7 @@ def test_layer_model(sqd_binary, tmp_path):
     assert got["label"] == "modelled, not measured" and len(got["layers"]) == 6
     for layer in got["layers"]:
         if layer["stage"].startswith("decode"):
-            assert 4 <= len(layer["launches"]) <= 8
+            assert 2 <= len(layer["launches"]) <= 8
             assert 0.99 < layer["moved_over_needed"] < 1.1
     shown = [line for line in p.stdout.splitlines() if "floor" in line and "layer:" in line]
     assert len(shown) == 6 and all("modelled, not measured" in line for line in shown)
@@ -92,7 +92,7 @@ def test_tune(sqd_binary):
     for m in got["matmuls"]:
         timed = not got["device"].endswith("(softgpu)")
         assert (m["own_us"] > 0) == timed and m["rows"] <= 64
-        assert m["taken"] == ("own" if (m["own_us"] <= m["library_us"] if timed else m["rows"] <= 32) else "library")
+        assert m["taken"] == ("own" if not timed or m["own_us"] <= m["library_us"] else "library")
     assert "of --backend cuda" in bench(sqd_binary, "--tune", code=64)
 
 

@@ -18,8 +18,7 @@ def serving(s):
         time.sleep(0.02)
     if not s.find("serve: ready"):
         return False
-    match = s.find(r"listening on (127\.0\.0\.1):(\d+)")
-    s.host, s.port = match[1], int(match[2])
+    s.read_address()
     return True
 
 
@@ -39,7 +38,11 @@ def check(s):
     answers, health = [], []
 
     def ask(i):
-        answers.append(s.request("POST", "/v1/completions", {"prompt": f"Number {i} of", "max_tokens": 400, "ignore_eos": True}))
+        """Until it breaks: how many operations a step takes is not the test's business."""
+        answer = (200,)
+        while answer[0] == 200:
+            answer = s.request("POST", "/v1/completions", {"prompt": f"Number {i} of", "max_tokens": 400, "ignore_eos": True})
+        answers.append(answer)
 
     def watch():
         while s.process.poll() is None:
