@@ -67,6 +67,7 @@ static void place(const struct sq_small_shape *s, struct sq_small_plan *p)
 static bool shape_block(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
     const int lines = slice_lines(s, p);
+    const int wanted = s->warps_most ? least(s->warps_most, WARPS_WANTED) : WARPS_WANTED;
     int room;
     p->warps_n = div_up(range_rows(s, p), SQ_SMALL_WARP_ROWS);
     if (p->warps_n > (s->n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS))
@@ -75,7 +76,7 @@ static bool shape_block(const struct sq_small_shape *s, struct sq_small_plan *p)
     for (p->warps_k = 8;; p->warps_k /= 2) {
         place(s, p);
         room = s->shared_bytes - p->ring_at;
-        if (p->warps_k == 1 || (p->warps_n * p->warps_k <= WARPS_WANTED && p->warps_k <= lines &&
+        if (p->warps_k == 1 || (p->warps_n * p->warps_k <= wanted && p->warps_k <= lines &&
                                 STAGES_WANTED * p->stage_bytes <= room))
             break;
     }
@@ -147,8 +148,15 @@ bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret)
 
 bool sq_small_plan_chain(struct sq_small_shape *s, int n, struct sq_small_plan *ret)
 {
-    int consts = 0, front = 0;
+    int consts = 0, front = 0, warps = WARPS_WANTED;
+    for (int i = 0; i < n; i++) {
+        s[i].warps_most = s[i].const_least = s[i].front_least = 0;
+        if (!sq_small_plan(&s[i], &ret[i]))
+            return false;
+        warps = least(warps, 2 * ret[i].warps_n * ret[i].warps_k);
+    }
     for (int i = 0; i < n;) {
+        s[i].warps_most = warps;
         s[i].const_least = consts;
         s[i].front_least = front;
         if (!sq_small_plan(&s[i], &ret[i]))
@@ -156,9 +164,8 @@ bool sq_small_plan_chain(struct sq_small_shape *s, int n, struct sq_small_plan *
         const bool grew = ret[i].const_bytes > consts || ret[i].front_bytes > front;
         consts = most(consts, ret[i].const_bytes);
         front = most(front, ret[i].front_bytes);
-        i = grew && i > 0
-                ? 0
-                : i + 1; /* those before have to lie alike; both sizes only grow, and not beyond the device's memory */
+        /* those before have to lie alike; both sizes only grow, and not beyond the device's memory */
+        i = grew && i > 0 ? 0 : i + 1;
     }
     return true;
 }

@@ -29,6 +29,7 @@ struct sq_small_shape {
     int norm_dim;                 /* of the norm in front, or 0 */
     bool may_join;                /* there is `work`, and all blocks of the grid run at once */
     int n_sms, shared_bytes;      /* of the device: multiprocessors, shared memory of a block */
+    int warps_most;               /* of a block, or 0: what others of the launch can use */
     int const_least, front_least; /* bytes that another matmul of the launch wants there, or 0 */
 };
 
@@ -53,7 +54,8 @@ struct sq_small_plan {
 
 /* The cheapest plan; false where none fits into the device's shared memory. */
 bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret);
-/* The same for n matmuls of one launch, whose constants and fronts lie at the same place. Sets s[i].const_least and front_least. */
+/* The same for n matmuls of one launch, whose constants and fronts lie at the same place. Sets s[i].const_least, front_least and
+ * warps_most: a block has the warps of the matmul with most, and all go through all. */
 bool sq_small_plan_chain(struct sq_small_shape *s, int n, struct sq_small_plan *ret);
 
 #ifdef __cplusplus
