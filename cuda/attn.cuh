@@ -83,7 +83,7 @@ __device__ __forceinline__ float rotated(const struct sq_gpu_rope &r, const floa
         return x[e];
     const float c = r.cos[(size_t)pos * half + i], s = r.sin[(size_t)pos * half + i];
     const float a = x[i], b = x[i + half];
-    return e < half ? __fmaf_rn(a, c, -__fmul_rn(b, s)) : __fmaf_rn(b, c, __fmul_rn(a, s));
+    return e < half ? d_rotated_a(a, b, c, s) : d_rotated_b(a, b, c, s);
 }
 
 enum attn_part { PART_Q, PART_K, PART_V };

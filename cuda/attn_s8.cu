@@ -198,12 +198,6 @@ __device__ __forceinline__ void put_codes(const struct attn_args &p, const struc
         to[i * SQ_KV_BLOCK] = (int8_t)(x >> 8 * i);
 }
 
-__device__ __forceinline__ uint32_t codes_of(float4 x, float inv)
-{
-    return d_codes4(__fmul_rn(x.x, inv), __fmul_rn(x.y, inv), __fmul_rn(x.z, inv),
-                    __fmul_rn(x.w, inv));
-}
-
 /* Elements e .. e + 3 and their partners half a rotation on. */
 template <int D>
 __device__ __forceinline__ void put_pairs(const struct attn_args &p, const struct dec_block &d,
@@ -215,14 +209,12 @@ __device__ __forceinline__ void put_pairs(const struct attn_args &p, const struc
     const float4 a = *(const float4 *)(x + e), b = *(const float4 *)(x + e + half);
     const float4 c = *(const float4 *)(p.at.rope.cos + at);
     const float4 s = *(const float4 *)(p.at.rope.sin + at);
-    const float4 lo = {
-        __fmaf_rn(a.x, c.x, -__fmul_rn(b.x, s.x)), __fmaf_rn(a.y, c.y, -__fmul_rn(b.y, s.y)),
-        __fmaf_rn(a.z, c.z, -__fmul_rn(b.z, s.z)), __fmaf_rn(a.w, c.w, -__fmul_rn(b.w, s.w))};
-    const float4 hi = {
-        __fmaf_rn(b.x, c.x, __fmul_rn(a.x, s.x)), __fmaf_rn(b.y, c.y, __fmul_rn(a.y, s.y)),
-        __fmaf_rn(b.z, c.z, __fmul_rn(a.z, s.z)), __fmaf_rn(b.w, c.w, __fmul_rn(a.w, s.w))};
-    put_codes<D>(p, d, sh, g, e, codes_of(lo, inv));
-    put_codes<D>(p, d, sh, g, e + half, codes_of(hi, inv));
+    const float4 lo = {d_rotated_a(a.x, b.x, c.x, s.x), d_rotated_a(a.y, b.y, c.y, s.y),
+                       d_rotated_a(a.z, b.z, c.z, s.z), d_rotated_a(a.w, b.w, c.w, s.w)};
+    const float4 hi = {d_rotated_b(a.x, b.x, c.x, s.x), d_rotated_b(a.y, b.y, c.y, s.y),
+                       d_rotated_b(a.z, b.z, c.z, s.z), d_rotated_b(a.w, b.w, c.w, s.w)};
+    put_codes<D>(p, d, sh, g, e, d_quant4(lo, inv));
+    put_codes<D>(p, d, sh, g, e + half, d_quant4(hi, inv));
 }
 
 /* The row's queries, and where the block has the row's own piece, its key and value: each unit is four elements, or four pairs of what
@@ -247,7 +239,7 @@ __device__ __forceinline__ void stage(const struct attn_args &p, const struct de
             const int8_t *q = p.at.q.q + (size_t)d.r.row * p.at.q.stride + col;
             put_codes<D>(p, d, sh, g, e, clamp4(*(const uint32_t *)(q + e)));
         } else if (part == PART_V || at >= rot) {
-            put_codes<D>(p, d, sh, g, at, codes_of(*(const float4 *)(x + at), inv));
+            put_codes<D>(p, d, sh, g, at, d_quant4(*(const float4 *)(x + at), inv));
         } else if (half) {
             put_pairs<D>(p, d, sh, g, e, x, inv);
         } else { /* a rotation that no four elements fit into */

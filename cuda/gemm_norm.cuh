@@ -17,13 +17,13 @@ static __device__ __forceinline__ float4 load_quad(const float *p, int k, int n)
 /* Rows [m0, m0 + n), columns [k0, k0 + cols) as codes: to shared memory (NULL: not), swizzled like lines of x, and to x.q. */
 struct norm_part {
     int m0, n, k0, cols;
-    const float *rows; /* f32, in shared memory */
-    const float2 *stats;
     uint8_t *codes;
     bool to_memory;
 };
 
-static __device__ void norm_codes(const struct job &j, const struct norm_part &t)
+/* rows: f32, in shared memory, like stats. */
+static __device__ void norm_codes(const struct job &j, const struct norm_part &t, const float *rows,
+                                  const float2 *stats)
 {
     const int dim = j.norm.dim;
     for (int c = (int)threadIdx.x * 4; c < t.cols; c += (int)blockDim.x * 4) {
@@ -31,8 +31,8 @@ static __device__ void norm_codes(const struct job &j, const struct norm_part &t
         const float4 b = load_quad(j.norm.beta_q, t.k0 + c, dim);
         for (int i = 0; i < t.n; i++) {
             const int m = t.m0 + i;
-            const float4 x = load_quad(t.rows + i * j.p.row_floats, t.k0 + c, dim);
-            const float2 s = t.stats[i];
+            const float4 x = load_quad(rows + i * j.p.row_floats, t.k0 + c, dim);
+            const float2 s = stats[i];
             uint32_t q = d_codes4(norm_of(x.x, s, g.x, b.x), norm_of(x.y, s, g.y, b.y),
                                   norm_of(x.z, s, g.z, b.z), norm_of(x.w, s, g.w, b.w));
             const int left =
@@ -46,8 +46,9 @@ static __device__ void norm_codes(const struct job &j, const struct norm_part &t
     }
 }
 
-/* As many of rows [m0, ...) as there is room for: loaded, their statistics found, then the part that is asked for. */
-static __device__ __noinline__ void norm_rows(const struct job &j, struct norm_part t, float *rows)
+/* The rows are brought to shared memory (`rows`), their statistics found there, then the codes. */
+static __device__ __noinline__ void norm_rows(const struct job &j, const struct norm_part t,
+                                              float *rows)
 {
     __shared__ float2 stats[SQ_SMALL_FRONT_ROWS];
     const int dim = j.norm.dim, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
@@ -66,12 +67,10 @@ static __device__ __noinline__ void norm_rows(const struct job &j, struct norm_p
             stats[r] = s;
     }
     __syncthreads();
-    t.rows = rows;
-    t.stats = stats;
-    norm_codes(j, t);
+    norm_codes(j, t, rows, stats);
 }
 
-/* All rows, the columns of the unit's slice. */
+/* All rows, as many at a time as there is room for; the columns of the unit's slice. */
 static __device__ void norm_in_front(const struct job &j, const struct part &p, uint8_t *shared)
 {
     for (int m0 = 0; m0 < j.g.n_rows; m0 += j.p.norm_rows) {
@@ -79,8 +78,6 @@ static __device__ void norm_in_front(const struct job &j, const struct part &p, 
                                     min(j.p.norm_rows, j.g.n_rows - m0),
                                     p.line0 * LINE,
                                     p.n_lines * LINE,
-                                    NULL,
-                                    NULL,
                                     shared + j.p.codes_at,
                                     p.range == 0 && j.g.x.q};
         norm_rows(j, t, (float *)(shared + j.p.front_at));
@@ -91,7 +88,7 @@ static __device__ void norm_in_front(const struct job &j, const struct part &p, 
 static __device__ void norm_shared_out(const struct job &j, uint8_t *shared)
 {
     for (int m = (int)blockIdx.x; m < j.g.n_rows; m += (int)gridDim.x) {
-        const struct norm_part t = {m, 1, 0, j.g.k, NULL, NULL, NULL, true};
+        const struct norm_part t = {m, 1, 0, j.g.k, NULL, true};
         norm_rows(j, t, (float *)(shared + j.p.front_at));
     }
 }

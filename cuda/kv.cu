@@ -166,8 +166,7 @@ __device__ __forceinline__ void rope_put(const struct rope_args &p, int row, int
     }
     int8_t *q = p.y_q.q + (size_t)row * p.y_q.stride + col;
     if (VEC == 4)
-        *(uint32_t *)q = d_codes4(__fmul_rn(v[0], inv), __fmul_rn(v[1], inv), __fmul_rn(v[2], inv),
-                                  __fmul_rn(v[3], inv));
+        *(uint32_t *)q = d_quant4(*(const float4 *)v, inv);
     else
         q[0] = (int8_t)d_sat_s8(__fmul_rn(v[0], inv));
 }
@@ -210,8 +209,8 @@ __global__ void __launch_bounds__(ROPE_THREADS)
         rope_get<VEC>(p.rope.sin + (size_t)pos * half + e, s);
 #pragma unroll
         for (int i = 0; i < VEC; i++) {
-            const float a1 = __fmaf_rn(a[i], c[i], -__fmul_rn(b[i], s[i]));
-            b[i] = __fmaf_rn(b[i], c[i], __fmul_rn(a[i], s[i]));
+            const float a1 = d_rotated_a(a[i], b[i], c[i], s[i]);
+            b[i] = d_rotated_b(a[i], b[i], c[i], s[i]);
             a[i] = a1;
         }
         rope_put<VEC>(p, row, h, e, a);

@@ -39,6 +39,13 @@ __device__ __forceinline__ uint32_t d_codes4(float a, float b, float c, float d)
     return d_pack4(d_code_bits(a), d_code_bits(b), d_code_bits(c), d_code_bits(d));
 }
 
+/* Codes of four values by the inverse of their step. */
+__device__ __forceinline__ uint32_t d_quant4(float4 x, float inv)
+{
+    return d_codes4(__fmul_rn(x.x, inv), __fmul_rn(x.y, inv), __fmul_rn(x.z, inv),
+                    __fmul_rn(x.w, inv));
+}
+
 #define LOG2_E 1.44269504f
 
 /* e^x = 2^n * rest, by the steps of sq_exp; n stands in the lowest bits. For |x| < 2^21, else meaningless. */
@@ -83,6 +90,17 @@ __device__ __forceinline__ float d_swiglu(float g, float u)
     float e = d_exp_neg(-fabsf(g));
     float silu = __fdiv_rn(g >= 0.0f ? g : __fmul_rn(g, e), __fadd_rn(1.0f, e));
     return __fmul_rn(silu, u);
+}
+
+/* Elements a of a head's first half and b of its second, rotated by an angle of cosine c and sine s. */
+__device__ __forceinline__ float d_rotated_a(float a, float b, float c, float s)
+{
+    return __fmaf_rn(a, c, -__fmul_rn(b, s));
+}
+
+__device__ __forceinline__ float d_rotated_b(float a, float b, float c, float s)
+{
+    return __fmaf_rn(b, c, __fmul_rn(a, s));
 }
 
 /* sq_sum16 over the lanes of an aligned half warp; every lane gets the sum. The whole warp must call it. */
