@@ -231,6 +231,7 @@ struct sq_cuda {
     struct sq_gpu_options o;
     char name[256];
     int capability;
+    struct sq_gpu_device device;
     cudaStream_t st;
     struct sq_lt *lt;
     bool is_timed; /* there is a clock that means something: sq_lt_is_timed */

@@ -78,7 +78,7 @@ static __device__ void norm_in_front(const struct job &j, const struct part &p, 
                                     min(j.p.norm_rows, j.g.n_rows - m0),
                                     p.line0 * LINE,
                                     p.n_lines * LINE,
-                                    shared + j.p.codes_at,
+                                    shared + j.p.x_at,
                                     p.range == 0 && j.g.x.q};
         norm_rows(j, t, (float *)(shared + j.p.front_at));
     }

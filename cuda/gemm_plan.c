@@ -39,6 +39,19 @@ static bool in_front(const struct sq_small_shape *s)
     return s->norm_dim > 0 && s->n_rows <= SQ_SMALL_FRONT_ROWS;
 }
 
+int sq_small_warps_most(int n_rows, bool pairs)
+{
+    if (pairs)
+        return SQ_SMALL_WARPS_PAIR;
+    return n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS;
+}
+
+/* Bytes of x in a stage of the ring, or, of a pair, in each of the two places beside it. */
+static int x_step_bytes(const struct sq_small_shape *s, const struct sq_small_plan *p)
+{
+    return SQ_SMALL_X_ROWS(s->n_rows) * p->warps_k * SQ_SMALL_LINE;
+}
+
 /* Where everything lies, and a stage of the ring, for given warps. */
 static void place(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
@@ -55,11 +68,16 @@ static void place(const struct sq_small_shape *s, struct sq_small_plan *p)
         front = most(front, p->norm_rows * row_bytes);
     }
     p->front_bytes = most(front, s->front_least);
-    p->codes_at = div_up(p->front_at + p->front_bytes, SQ_SMALL_LINE) * SQ_SMALL_LINE;
+    p->x_at = div_up(p->front_at + p->front_bytes, SQ_SMALL_LINE) * SQ_SMALL_LINE;
     p->x_stride = in_front(s) ? slice_lines(s, p) * SQ_SMALL_LINE : SQ_SMALL_LINE;
-    p->ring_at = p->codes_at + (in_front(s) ? s->n_rows * p->x_stride : 0);
-    p->stage_bytes =
-        (rows + (in_front(s) ? 0 : SQ_SMALL_X_ROWS(s->n_rows))) * p->warps_k * SQ_SMALL_LINE;
+    p->ring_at = p->x_at;
+    p->stage_bytes = rows * p->warps_k * SQ_SMALL_LINE;
+    if (in_front(s))
+        p->ring_at += s->n_rows * p->x_stride;
+    else if (s->pairs)
+        p->ring_at += 2 * x_step_bytes(s, p);
+    else
+        p->stage_bytes += x_step_bytes(s, p);
 }
 
 /* The block's shape for given ranges and slices: as many warps along k as are of use and leave room for a ring; then its stages.
@@ -67,10 +85,12 @@ static void place(const struct sq_small_shape *s, struct sq_small_plan *p)
 static bool shape_block(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
     const int lines = slice_lines(s, p);
-    const int wanted = s->warps_most ? least(s->warps_most, WARPS_WANTED) : WARPS_WANTED;
+    const int can = least(sq_small_warps_most(s->n_rows, s->pairs), WARPS_WANTED);
+    const int wanted = s->warps_most ? least(s->warps_most, can) : can;
     int room;
-    p->warps_n = div_up(range_rows(s, p), SQ_SMALL_WARP_ROWS);
-    if (p->warps_n > (s->n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS))
+    /* at least two in a pair: together they hold half a step of x in registers */
+    p->warps_n = most(div_up(range_rows(s, p), SQ_SMALL_WARP_ROWS), s->pairs ? 2 : 1);
+    if (p->warps_n > sq_small_warps_most(s->n_rows, s->pairs))
         return false;
     p->sum_stride = p->warps_n * SQ_SMALL_WARP_ROWS + 4;
     for (p->warps_k = 8;; p->warps_k /= 2) {
@@ -96,11 +116,11 @@ static bool plan_fits(const struct sq_small_shape *s, struct sq_small_plan *p)
 }
 
 /* In bytes of memory traffic: bytes that others have read before come from the L2 and cost about a third, an uneven share of the work
- * costs a part of what it delays, since what is left to load then finds an idle memory. Joining slices costs a few round trips to the L2, where
- * the sums stay: each slice but the first adds its own, and the first reads them and leaves zeros. */
+ * costs a part of what it delays, since what is left to load then finds an idle memory. Joining slices costs round trips to the L2, with the next
+ * weights on their way behind them, and its traffic: each slice but the first adds its sums, and the first reads them and leaves zeros. */
 static double plan_cost(const struct sq_small_shape *s, const struct sq_small_plan *p)
 {
-    const double cached = 0.36, uneven = 0.3, join_fixed = 3e6;
+    const double cached = 0.36, uneven = 0.3, join_fixed = 1e6;
     const double weights = (double)s->n_out * s->k, blocks = (double)p->ranges * p->slices;
     const int waves = div_up(p->ranges * p->slices, s->n_sms);
     const double longest = (double)range_rows(s, p) * slice_lines(s, p) * SQ_SMALL_LINE;
@@ -108,7 +128,7 @@ static double plan_cost(const struct sq_small_shape *s, const struct sq_small_pl
     if (in_front(s))
         cost += cached * s->norm_dim * (4.0 * s->n_rows * blocks + 8.0 * p->ranges);
     else
-        cost += cached * s->n_rows * p->ranges * s->k;
+        cost += cached * s->n_rows * p->ranges * s->k / (s->pairs ? 2 : 1);
     if (p->slices > 1)
         cost += join_fixed + cached * 4.0 * s->n_rows * s->n_out * (p->slices + 1);
     return cost;
@@ -117,9 +137,10 @@ static double plan_cost(const struct sq_small_shape *s, const struct sq_small_pl
 /* Ranges for a number of slices: a unit for each multiprocessor, or, of whole k, as many more as let a range fit. */
 static bool plan_ranges(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
-    const int all = div_up(s->n_out, RANGE_LEAST);
+    const int one = s->pairs ? 2 : 1, all = div_up(div_up(s->n_out, RANGE_LEAST), one) * one;
+    const int blocks = s->n_sms / one * one;
     for (int waves = 1;; waves++) {
-        p->ranges = least(most(s->n_sms * waves / p->slices, 1), all);
+        p->ranges = least(most(blocks * waves / p->slices / one, 1) * one, all);
         if (plan_fits(s, p))
             return true;
         if (p->ranges == all || p->slices > 1)
@@ -132,7 +153,7 @@ bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret)
     const int most_slices = most(div_up(s->k, SQ_SMALL_LINE) / LINES_LEAST, 1);
     double best = 0;
     bool found = false;
-    for (int slices = 1; slices <= least(most_slices, s->n_sms); slices++) {
+    for (int slices = 1; slices <= least(most_slices, s->n_sms / (s->pairs ? 2 : 1)); slices++) {
         struct sq_small_plan p = {.slices = slices};
         if (!plan_ranges(s, &p))
             continue;

@@ -13,29 +13,19 @@
  * With more slices than one, all but one block of a range add their sums to `work`; the first slice's waits for them, adds its own,
  * finishes, and leaves zeros. Sums are integers: the order does not matter. Barriers and slices need all blocks to run at once: a cooperative launch.
  *
+ * With many rows, blocks work in pairs that share what they read of x (gemm_x.cuh): they go through their steps together.
+ *
  * A norm of few rows is computed by each block, all of it, since that costs less than waiting; more rows are shared out, with one more barrier. */
 #include "cuda/finish.cuh"
 #include "cuda/gemm_norm.cuh"
-#include "cuda/gemm_small.cuh"
-#include "cuda/prims.cuh"
+#include "cuda/gemm_x.cuh"
 
 #define PAUSE_NS 32 /* between two looks at a counter */
 
-/* Whether the warp has a line of a step. */
-static __device__ __forceinline__ bool has_line(const struct part &p, int step)
-{
-    return step * p.warps_k < p.lines_left;
-}
-
-/* Whether the lane's 16 bytes of it lie inside of K. */
-static __device__ __forceinline__ bool piece_there(const struct part &p, int step)
-{
-    return step * p.warps_k * LINE < p.k_left;
-}
-
+template <bool PAIR>
 static __device__ __forceinline__ void load_weights(const struct part &p, int step, uint8_t *slot)
 {
-    if (!has_line(p, step))
+    if (!has_weights<PAIR>(p, step))
         return;
     const unsigned valid = piece_there(p, step) ? p.valid : 0;
     const int8_t *w = p.w + (size_t)step * p.warps_k * LINE;
@@ -45,34 +35,6 @@ static __device__ __forceinline__ void load_weights(const struct part &p, int st
 #pragma unroll
     for (int i = 0; i < 8; i++, w += row4)
         p_cp_async16(to + i * 4 * LINE + (at ^ i % 2 * 64), w, valid >> i & 1);
-}
-
-/* Where a line of x begins in a stage: behind the weights. */
-static __device__ __forceinline__ int x_in_stage(const struct job &j, const struct part &p)
-{
-    return p.warps_n * p.warps_k * WARP_BYTES + p.warp_k * SQ_SMALL_X_ROWS(j.g.n_rows) * LINE;
-}
-
-/* The warps side by side share the line of x; rows that fill up a tile are zero. The first steps' come by plain loads: they need no group, and wait
- * for no weights. */
-template <bool ASYNC>
-static __device__ __forceinline__ void load_x(const struct job &j, const struct part &p, int step,
-                                              uint8_t *slot)
-{
-    if (!has_line(p, step))
-        return;
-    const bool there = piece_there(p, step);
-    const int piece = p.lane % 8, line = p.line0 + step * p.warps_k + p.warp_k;
-    uint8_t *to = slot + x_in_stage(j, p);
-    for (int m = p.warp_n * 4 + p.lane / 8; m < SQ_SMALL_X_ROWS(j.g.n_rows); m += 4 * p.warps_n) {
-        const int8_t *x = j.g.x.q + (size_t)m * j.g.x.stride + (size_t)line * LINE + piece * 16;
-        uint8_t *at = to + m * LINE + (piece ^ m % 8) * 16;
-        const bool read = there && m < j.g.n_rows;
-        if (ASYNC)
-            p_cp_async16(at, x, read);
-        else
-            *(uint4 *)at = read ? *(const uint4 *)x : make_uint4(0, 0, 0, 0);
-    }
 }
 
 /* Where a warp finds its operands in a line: this lane's row of weights and of the first tile of x, bytes to each next tile, and rows there are. */
@@ -284,6 +246,7 @@ static __device__ __forceinline__ struct next first_from(const struct chain &c, 
 }
 
 /* Asks for its weights, as many as the ring holds, and its constants. All threads must be done with the unit before but for its front and constants. */
+template <bool PAIR>
 static __device__ struct part request(const struct chain &c, const struct next &at, uint8_t *shared,
                                       int turn)
 {
@@ -292,15 +255,24 @@ static __device__ struct part request(const struct chain &c, const struct next &
     const struct job &j = c.job[at.job];
     const struct part p = my_part(j, at.unit);
     for (int i = 0; i < p.stages - 1; i++) {
-        load_weights(p, i, shared + j.p.ring_at + i * p.stage_bytes);
+        load_weights<PAIR>(p, i, shared + j.p.ring_at + i * p.stage_bytes);
         p_cp_async_commit();
     }
     load_constants(j, p, (float *)(shared + turn * j.p.const_bytes));
     return p;
 }
 
+/* All threads have come here, those of the pair's other block too. */
+template <bool PAIR> static __device__ __forceinline__ void step_barrier(void)
+{
+    if (PAIR)
+        p_cluster_barrier();
+    else
+        __syncthreads();
+}
+
 /* acc = the unit's weights times x. The weights of the first stages are on their way. */
-template <int NT>
+template <int NT, bool PAIR>
 static __device__ __forceinline__ void stream(int32_t (&acc)[2][NT][4], const struct job &j,
                                               const struct part &p, uint8_t *shared)
 {
@@ -310,21 +282,33 @@ static __device__ __forceinline__ void stream(int32_t (&acc)[2][NT][4], const st
         (p.lane % 8 + p.lane / 8 % 2 * 8) * LINE + (p.lane / 16 ^ p.lane % 8) * 16,
         row * j.p.x_stride + (p.lane / 8 ^ row) * 16, 8 * j.p.x_stride, j.g.n_rows};
     uint8_t *ring = shared + j.p.ring_at;
+    struct x_half<NT> x;
+    if (PAIR) {
+        ask_x(x, j, p, 0);
+        p_cluster_barrier(); /* the other block is there, and done with the unit before */
+        give_x(x, j, p, 0, shared);
+        ask_x(x, j, p, 1);
+    }
     for (int step = 0, slot = 0, free_one = p.stages - 1; step < p.n_steps; step++) {
         wait_groups(p.stages - 2);
-        __syncthreads();
+        step_barrier<PAIR>();
         if (free_one == p.stages)
             free_one = 0;
-        load_weights(p, step + p.stages - 1, ring + free_one * p.stage_bytes);
-        if (!front)
+        load_weights<PAIR>(p, step + p.stages - 1, ring + free_one * p.stage_bytes);
+        if (!front && !PAIR)
             load_x<true>(j, p, step + p.stages - 1, ring + free_one * p.stage_bytes);
         p_cp_async_commit();
+        if (PAIR) {
+            give_x(x, j, p, step + 1, shared);
+            ask_x(x, j, p, step + 2);
+        }
         free_one++;
         const uint8_t *at = ring + slot * p.stage_bytes;
-        if (has_line(p, step))
+        if (has_weights<PAIR>(p, step))
             multiply<NT>(acc, at + p.warp * WARP_BYTES,
-                         front ? shared + j.p.codes_at + (step * p.warps_k + p.warp_k) * LINE
-                               : at + x_in_stage(j, p),
+                         PAIR    ? x_of_step(j, p, step, shared)
+                         : front ? shared + j.p.x_at + (step * p.warps_k + p.warp_k) * LINE
+                                 : at + x_in_stage(j, p),
                          o);
         slot = slot + 1 == p.stages ? 0 : slot + 1;
     }
@@ -332,14 +316,20 @@ static __device__ __forceinline__ void stream(int32_t (&acc)[2][NT][4], const st
     __syncthreads();
 }
 
-template <int NT>
-static __global__ void
-    __launch_bounds__((NT * 8 > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS) * 32, 1)
-        gemm_small(const __grid_constant__ struct chain c)
+template <int NT, bool PAIR>
+static __global__ void __launch_bounds__((PAIR                     ? SQ_SMALL_WARPS_PAIR
+                                          : NT * 8 > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE
+                                                                   : SQ_SMALL_WARPS) *
+                                             32,
+                                         1) gemm_small(const __grid_constant__ struct chain c)
 {
     extern __shared__ __align__(128) uint8_t shared[];
+#if __CUDA_ARCH__ < 900
+    if (PAIR) /* never launched there: no clusters */
+        return;
+#endif
     int turn = 0;
-    struct part p = request(c, first_from(c, {0, (int)blockIdx.x}), shared, turn);
+    struct part p = request<PAIR>(c, first_from(c, {0, (int)blockIdx.x}), shared, turn);
     for (int i = 0; i < c.n; i++) {
         const struct job &j = c.job[i];
         const bool front = j.p.norm_in_front;
@@ -350,19 +340,19 @@ static __global__ void
             grid_barrier(j.g.work);
         }
         for (int unit = (int)blockIdx.x; unit < n_units(j); unit += (int)gridDim.x) {
-            if (NT * 8 > SQ_SMALL_WIDE)
+            if (NT * 8 > SQ_SMALL_WIDE && !PAIR)
                 p = my_part(j, p_again(unit));    /* registers are dearer there than arithmetic */
             if (front && unit == (int)blockIdx.x) /* more units have the same slice: all of k */
                 norm_in_front(j, p, shared);
-            for (int k = 0; k < p.stages - 1 && !front; k++)
+            for (int k = 0; k < p.stages - 1 && !front && !PAIR; k++)
                 load_x<false>(j, p, k, shared + j.p.ring_at + k * p.stage_bytes);
             int32_t acc[2][NT][4] = {};
-            stream<NT>(acc, j, p, shared);
+            stream<NT, PAIR>(acc, j, p, shared);
             const struct part done = my_part(j, p_again(unit));
             struct sums s = {(int32_t *)(shared + j.p.front_at), j.p.sum_stride, j.p.warps_k, 0};
             s.copy = j.g.n_rows * s.ld;
             store_sums<NT>(s, j, done, acc);
-            p = request(c, first_from(c, {i, unit + (int)gridDim.x}), shared, !turn);
+            p = request<PAIR>(c, first_from(c, {i, unit + (int)gridDim.x}), shared, !turn);
             __syncthreads();
             if (j.p.slices == 1 || join_slices(j, done, s))
                 finish(j, done, s, (const float *)(shared + turn * j.p.const_bytes));
@@ -373,30 +363,83 @@ static __global__ void
 
 /* --- the launch --- */
 
-template <int NT> static cudaError_t launch(const struct chain *c, const cudaLaunchConfig_t *config)
-{
-    cudaError_t e = cudaFuncSetAttribute(
-        gemm_small<NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)config->dynamicSmemBytes);
-    if (e == cudaSuccess)
-        e = cudaLaunchKernelEx(config, gemm_small<NT>, *c);
-    return e != cudaSuccess ? e : cudaGetLastError();
-}
-
-static cudaError_t this_device(int *ret_sms, int *ret_shared)
-{
-    int id;
-    cudaError_t e = cudaGetDevice(&id);
-    if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(ret_sms, cudaDevAttrMultiProcessorCount, id);
-    if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(ret_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
-    *ret_shared -= 128; /* what is declared in functions */
-    return e;
-}
-
 extern "C" size_t sq_gpu_gemm_small_work(void)
 {
     return (SQ_SMALL_SUMS_AT + (size_t)SQ_SMALL_SUMS) * sizeof(int32_t);
+}
+
+typedef void kernel_fn(struct chain);
+
+static kernel_fn *kernel_for(int n_rows, bool pairs)
+{
+    if (n_rows <= 8)
+        return gemm_small<1, false>;
+    if (n_rows <= 16)
+        return gemm_small<2, false>;
+    if (n_rows <= SQ_SMALL_WIDE)
+        return pairs ? gemm_small<4, true> : gemm_small<4, false>;
+    return pairs ? gemm_small<8, true> : gemm_small<8, false>;
+}
+
+struct launch {
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attr[2];
+};
+
+static void in_pairs(struct launch *l)
+{
+    cudaLaunchAttribute *a = &l->attr[l->config.numAttrs++];
+    a->id = cudaLaunchAttributeClusterDimension;
+    a->val.clusterDim.x = 2;
+    a->val.clusterDim.y = a->val.clusterDim.z = 1;
+}
+
+static cudaError_t allow_shared(kernel_fn *fn, size_t bytes)
+{
+    return cudaFuncSetAttribute((const void *)fn, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)bytes);
+}
+
+/* Are there clusters, in this build's code too, and do they fill the device? */
+static cudaError_t can_pair(const struct sq_gpu_device *d, int capability, bool *ret)
+{
+    kernel_fn *fn = kernel_for(SQ_GPU_SMALL_MAX, true);
+    struct cudaFuncAttributes a;
+    struct launch l = {};
+    int n = 0;
+    *ret = false;
+    cudaError_t e = cudaFuncGetAttributes(&a, (const void *)fn);
+    if (e != cudaSuccess || capability < 90 || a.ptxVersion < 90 || d->n_sms < 2)
+        return e;
+    l.config.gridDim = dim3((unsigned)(d->n_sms / 2 * 2));
+    l.config.blockDim = dim3(SQ_SMALL_WARPS_PAIR * 32);
+    l.config.dynamicSmemBytes = (size_t)d->shared_bytes;
+    l.config.attrs = l.attr;
+    in_pairs(&l);
+    e = allow_shared(fn, (size_t)d->shared_bytes);
+    if (e == cudaSuccess)
+        e = cudaOccupancyMaxActiveClusters(&n, (const void *)fn, &l.config);
+    *ret = e == cudaSuccess && n >= d->n_sms / 2;
+    return e;
+}
+
+extern "C" cudaError_t sq_gpu_device(struct sq_gpu_device *ret)
+{
+    struct sq_gpu_device d = {};
+    int id, major = 0;
+    cudaError_t e = cudaGetDevice(&id);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&d.n_sms, cudaDevAttrMultiProcessorCount, id);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
+    d.shared_bytes -= 128; /* what is declared in functions */
+    if (e == cudaSuccess)
+        e = can_pair(&d, major * 10, &d.can_pair);
+    if (e == cudaSuccess)
+        *ret = d;
+    return e;
 }
 
 static bool shape_ok(const struct sq_gpu_gemm *g)
@@ -418,7 +461,8 @@ static bool chain_ok(const struct sq_gpu_gemm *g, int n)
 }
 
 /* False: they do not fit into one launch. */
-static bool plan_all(struct chain *c, const struct sq_gpu_gemm *g, int n, int n_sms, int shared)
+static bool plan_all(struct chain *c, const struct sq_gpu_gemm *g, int n,
+                     const struct sq_gpu_device *d, bool pairs)
 {
     struct sq_small_shape s[SQ_GPU_CHAIN] = {};
     struct sq_small_plan p[SQ_GPU_CHAIN];
@@ -428,8 +472,9 @@ static bool plan_all(struct chain *c, const struct sq_gpu_gemm *g, int n, int n_
         s[i].n_rows = g[i].n_rows;
         s[i].norm_dim = g[i].norm ? g[i].norm->dim : 0;
         s[i].may_join = g[i].work != NULL;
-        s[i].n_sms = n_sms;
-        s[i].shared_bytes = shared;
+        s[i].pairs = pairs;
+        s[i].n_sms = d->n_sms;
+        s[i].shared_bytes = d->shared_bytes;
     }
     if (!sq_small_plan_chain(s, n, p))
         return false;
@@ -442,46 +487,54 @@ static bool plan_all(struct chain *c, const struct sq_gpu_gemm *g, int n, int n_
     return true;
 }
 
-extern "C" cudaError_t sq_gpu_gemm_chain(cudaStream_t st, const struct sq_gpu_gemm *g, int n)
+static cudaError_t launch_planned(cudaStream_t st, const struct chain *c,
+                                  const struct sq_gpu_device *d, bool pairs)
 {
-    struct chain c = {};
-    int n_sms = 0, shared = 0;
-    if (!chain_ok(g, n))
-        return cudaErrorInvalidValue;
-    cudaError_t e = this_device(&n_sms, &shared);
-    if (e != cudaSuccess)
-        return e;
-    if (!plan_all(&c, g, n, n_sms, shared)) {
-        if (n == 1)
-            return cudaErrorInvalidConfiguration;
-        for (int i = 0; i < n && e == cudaSuccess; i++)
-            e = sq_gpu_gemm_chain(st, &g[i], 1);
-        return e;
-    }
+    kernel_fn *fn = kernel_for(c->job[0].g.n_rows, pairs);
     int units = 0, threads = 0, bytes = 0;
-    bool together = n > 1;
-    for (int i = 0; i < n; i++) {
-        const struct sq_small_plan *p = &c.job[i].p;
+    bool together = c->n > 1;
+    for (int i = 0; i < c->n; i++) {
+        const struct sq_small_plan *p = &c->job[i].p;
         units = max(units, p->ranges * p->slices);
         threads = max(threads, p->warps_n * p->warps_k * 32);
         bytes = max(bytes, p->shared_bytes);
-        together = together || p->slices > 1 || (g[i].norm && !p->norm_in_front);
+        together = together || p->slices > 1 || (c->job[i].norm.dim > 0 && !p->norm_in_front);
     }
-    cudaLaunchAttribute a = {};
-    a.id = cudaLaunchAttributeCooperative;
-    a.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)min(units, n_sms));
-    config.blockDim = dim3((unsigned)threads);
-    config.dynamicSmemBytes = (size_t)bytes;
-    config.stream = st;
-    config.attrs = &a;
-    config.numAttrs = together ? 1 : 0;
-    if (g->n_rows <= 8)
-        return launch<1>(&c, &config);
-    if (g->n_rows <= 16)
-        return launch<2>(&c, &config);
-    if (g->n_rows <= SQ_SMALL_WIDE)
-        return launch<4>(&c, &config);
-    return launch<8>(&c, &config);
+    struct launch l = {};
+    l.config.gridDim = dim3((unsigned)min(units, pairs ? d->n_sms / 2 * 2 : d->n_sms));
+    l.config.blockDim = dim3((unsigned)threads);
+    l.config.dynamicSmemBytes = (size_t)bytes;
+    l.config.stream = st;
+    l.config.attrs = l.attr;
+    if (pairs)
+        in_pairs(&l);
+    if (together) {
+        cudaLaunchAttribute *a = &l.attr[l.config.numAttrs++];
+        a->id = cudaLaunchAttributeCooperative;
+        a->val.cooperative = 1;
+    }
+    cudaError_t e = allow_shared(fn, (size_t)bytes);
+    if (e == cudaSuccess)
+        e = cudaLaunchKernelEx(&l.config, fn, *c);
+    return e != cudaSuccess ? e : cudaGetLastError();
+}
+
+extern "C" cudaError_t sq_gpu_gemm_chain(cudaStream_t st, const struct sq_gpu_device *d,
+                                         const struct sq_gpu_gemm *g, int n)
+{
+    struct chain c = {};
+    if (!chain_ok(g, n))
+        return cudaErrorInvalidValue;
+    bool pairs = d->can_pair && g->n_rows >= SQ_SMALL_PAIR_LEAST;
+    bool fits = plan_all(&c, g, n, d, pairs);
+    if (!fits && pairs) {
+        pairs = false;
+        fits = plan_all(&c, g, n, d, pairs);
+    }
+    if (fits)
+        return launch_planned(st, &c, d, pairs);
+    cudaError_t e = n == 1 ? cudaErrorInvalidConfiguration : cudaSuccess;
+    for (int i = 0; i < n && e == cudaSuccess; i++)
+        e = sq_gpu_gemm_chain(st, d, &g[i], 1);
+    return e;
 }

@@ -137,10 +137,19 @@ struct sq_gpu_gemm {
                * it zeroed. NULL: k is never split */
 };
 size_t sq_gpu_gemm_small_work(void);
+
+/* What a launch has to know of the current device: asked once. */
+struct sq_gpu_device {
+    int n_sms, shared_bytes; /* multiprocessors; shared memory that a block may ask for */
+    bool can_pair;           /* clusters of two blocks, on all multiprocessors at once */
+};
+cudaError_t sq_gpu_device(struct sq_gpu_device *ret);
+
 /* n (at most SQ_GPU_CHAIN) matmuls of the same rows, each of which may read what those before it write; one launch where they fit together, and with
  * work, else one after the other. cudaErrorInvalidConfiguration: a norm of too many columns for a device of little shared memory. */
 #define SQ_GPU_CHAIN 4
-cudaError_t sq_gpu_gemm_chain(cudaStream_t st, const struct sq_gpu_gemm *g, int n);
+cudaError_t sq_gpu_gemm_chain(cudaStream_t st, const struct sq_gpu_device *d,
+                              const struct sq_gpu_gemm *g, int n);
 
 /* --- kv.cu, attn_s8.cu, attn_f32.cu --- */
 

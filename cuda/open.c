@@ -72,6 +72,8 @@ static int open_device(struct sq_cuda *c, struct sq_err *err)
     snprintf(c->name, sizeof c->name, "%.255s", prop.name);
     cudaError_t e = cudaSetDevice(c->o.device);
     if (e == cudaSuccess)
+        e = sq_gpu_device(&c->device);
+    if (e == cudaSuccess)
         e = cudaStreamCreateWithFlags(&c->st, cudaStreamNonBlocking);
     for (int i = 0; i < 2 && e == cudaSuccess; i++)
         e = cudaEventCreate(&c->timer[i]);

@@ -36,7 +36,7 @@ int sq_cuda_flush_chain(struct sq_cuda *c)
     struct sq_cuda_chain *ch = &c->chain;
     const int n = ch->n;
     ch->n = 0;
-    return n ? sq_cuda_check(c, sq_gpu_gemm_chain(c->st, ch->g, n), ch->name) : 0;
+    return n ? sq_cuda_check(c, sq_gpu_gemm_chain(c->st, &c->device, ch->g, n), ch->name) : 0;
 }
 
 /* What waits is launched, or joins the chain. */

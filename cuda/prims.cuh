@@ -119,6 +119,46 @@ __device__ __forceinline__ void p_red_add(int32_t *p, int32_t x)
                  : "memory");
 }
 
+/* --- clusters of two blocks, from sm_90 on; their kernels are not launched elsewhere --- */
+
+/* Where p, in this block's shared memory, lies in that of the cluster's other block; an address of distributed shared memory. */
+__device__ __forceinline__ uint32_t p_peer_address(const void *p)
+{
+    uint32_t at = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n\t.reg .u32 rank;\n\tmov.u32 rank, %%cluster_ctarank;\n\txor.b32 rank, rank, 1;\n\t"
+        "mapa.shared::cluster.u32 %0, %1, rank;\n\t}"
+        : "=r"(at)
+        : "r"(p_shared_address(p)));
+#endif
+    return at;
+}
+
+/* v to there; 16-aligned. */
+__device__ __forceinline__ void p_store_peer16(void *p, uint4 v)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(p_peer_address(p)),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+
+/* All threads of the cluster have come here, and see what the others have written. Whole warps. */
+__device__ __forceinline__ void p_cluster_barrier(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+            : "memory");
+#else
+    __trap();
+#endif
+}
+
 /* x, and the compiler does not know: what is computed from it is computed again, instead of being kept in registers over a loop. */
 __device__ __forceinline__ int p_again(int x)
 {

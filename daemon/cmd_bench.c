@@ -155,6 +155,9 @@ static int parse(struct bench *b, int argc, char **argv)
         return sq_cmd_usage("bench", "unexpected argument '%s'", argv[optind]);
     if (!b->roof && !b->gpu.layer && !b->gpu.tune)
         return sq_cmd_usage("bench", "nothing to do: give --roof");
+    if (!b->gpu.layer && (b->gpu.stage.n || b->gpu.vocab))
+        return sq_cmd_usage("bench", "%s is of --layer",
+                            b->gpu.stage.n ? "--stage" : "--vocabulary");
     if (!b->kernels && !b->steps)
         return sq_cmd_usage("bench", "--kernels and --steps exclude each other");
     return 0;

@@ -14,6 +14,7 @@
 #include "engine/quant.h"
 
 static cudaStream_t stream;
+static struct sq_gpu_device device;
 static void *work;
 
 struct shape {
@@ -268,7 +269,7 @@ static void run_gemm(struct device_sample *d, int epi, int dynamic)
     g.norm = g.norm_x ? &d->norm : NULL;
     if (!dynamic)
         g.to.x_scale = NULL;
-    assert_int_equal(sq_gpu_gemm_chain(stream, &g, 1), cudaSuccess);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &device, &g, 1), cudaSuccess);
     assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
 }
 
@@ -431,15 +432,20 @@ static void check_plan(const struct sq_small_shape *s)
     const int rows = ((s->n_out + 3) / 4 + p.ranges - 1) / p.ranges * 4;
     const int warps = p.warps_n * p.warps_k;
     assert_true(rows <= p.warps_n * SQ_SMALL_WARP_ROWS);
-    assert_true(warps <= (s->n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS));
+    assert_true(warps <= sq_small_warps_most(s->n_rows, s->pairs));
     assert_true(p.stages >= 2 && p.stages <= SQ_SMALL_STAGES);
     assert_true(p.shared_bytes <= s->shared_bytes);
     assert_true(p.ring_at % 128 == 0 && p.stage_bytes % 128 == 0);
     assert_true(p.ring_at + p.stages * p.stage_bytes <= p.shared_bytes);
     assert_true(p.warps_k * s->n_rows * p.sum_stride * 4 <= p.front_bytes);
-    assert_true(p.front_at + p.front_bytes <= p.codes_at && p.codes_at <= p.ring_at);
+    assert_true(p.front_at + p.front_bytes <= p.x_at && p.x_at <= p.ring_at);
     assert_true(p.slices * p.warps_k <= (s->k + 127) / 128);
     assert_true(p.slices <= 65535);
+    if (s->pairs) {
+        const int x_bytes = p.warps_k * SQ_SMALL_X_ROWS(s->n_rows) * SQ_SMALL_LINE;
+        assert_true(p.ranges % 2 == 0 && p.warps_n >= 2);
+        assert_true(p.x_at + 2 * x_bytes <= p.ring_at);
+    }
     if (p.slices > 1) {
         assert_true(p.ranges * p.slices <= s->n_sms);
         assert_true(s->may_join && p.ranges <= SQ_SMALL_RANGES);
@@ -465,6 +471,9 @@ static void test_plans(void **state)
             for (size_t m = 0; m < sizeof rows / sizeof *rows; m++) {
                 s.n_rows = rows[m];
                 check_plan(&s);
+                s.pairs = s.n_rows >= SQ_SMALL_PAIR_LEAST && s.n_sms > 100;
+                check_plan(&s);
+                s.pairs = false;
             }
             s.norm_dim = s.k <= 9216 ? s.k : 0;
             const int most = s.shared_bytes < 100000 ? 1 : s.may_join ? 64 : SQ_SMALL_FRONT_ROWS;
@@ -523,7 +532,7 @@ static void block_run(struct block_sample *t, bool chain, float *x, float *y, in
     assert_int_equal(
         cudaMemcpyAsync(t->g[1].to.y_q.q, t->s[1].q, t->n_q, cudaMemcpyHostToDevice, stream), 0);
     for (int i = 0; i < SQ_GPU_CHAIN; i += chain ? SQ_GPU_CHAIN : 1)
-        assert_int_equal(sq_gpu_gemm_chain(stream, &t->g[i], chain ? SQ_GPU_CHAIN : 1),
+        assert_int_equal(sq_gpu_gemm_chain(stream, &device, &t->g[i], chain ? SQ_GPU_CHAIN : 1),
                          cudaSuccess);
     download(x, t->g[0].to.y, t->n_x * 4);
     download(y, t->y, t->n_y * 4);
@@ -532,6 +541,7 @@ static void block_run(struct block_sample *t, bool chain, float *x, float *y, in
 
 static void check_block(const struct block *b)
 {
+    const bool can_pair = device.can_pair;
     struct block_sample t;
     block_new(&t, b);
     float *x = host(t.n_x * 2, 4), *y = host(t.n_y * 2, 4);
@@ -542,7 +552,9 @@ static void check_block(const struct block *b)
         compare(&t.s[0].s, "x of a chain", x + t.n_x, x, t.n_x * 4);
         compare(&t.s[1].s, "codes of a chain", q + t.n_q, q, t.n_q);
         compare(&t.s[3].s, "y of a chain", y + t.n_y, y, t.n_y * 4);
+        device.can_pair = false; /* the second time, where there were pairs */
     }
+    device.can_pair = can_pair;
     if (memcmp(y, t.s[3].y, t.n_y * 4) == 0)
         fail_msg("nothing was written");
     free(x);
@@ -591,7 +603,7 @@ static void test_plans_of_chains(void **state)
         struct sq_small_plan p[4];
         for (int i = 0; i < 4; i++)
             s[i].n_rows = rows[m], s[i].may_join = true, s[i].n_sms = 132,
-            s[i].shared_bytes = 232320;
+            s[i].shared_bytes = 232320, s[i].pairs = rows[m] >= SQ_SMALL_PAIR_LEAST;
         assert_true(sq_small_plan_chain(s, 4, p));
         for (int i = 0; i < 4; i++) {
             check_plan(&s[i]);
@@ -602,22 +614,45 @@ static void test_plans_of_chains(void **state)
     }
 }
 
+/* Blocks in pairs and by themselves; sizes of which not all rows, lines and ranges are whole. */
+static void test_pairs(void **state)
+{
+    static const struct shape s[] = {
+        {.m = 17, .n = 600, .k = 272},
+        {.m = 30, .n = 64, .k = 16384},
+        {.m = 33, .n = 257, .k = 1040},
+        {.m = 41, .n = 4, .k = 16},
+        {.m = 64, .n = 1, .k = 144},
+        {.m = 64, .n = 40000, .k = 48},
+        {.m = 40, .n = 130, .k = 77, .norm = 2},
+        {.m = 64, .n = 96, .k = 8192},
+    };
+    (void)state;
+    if (!device.can_pair)
+        skip();
+    CHECK_ALL(s);
+    device.can_pair = false;
+    CHECK_ALL(s);
+    device.can_pair = true;
+}
+
 static void test_refused(void **state)
 {
     struct sample t = sample_new((struct shape){.m = 1, .n = 4, .k = 16});
     struct device_sample d = device_new(&t);
     (void)state;
     d.g.n_rows = SQ_GPU_SMALL_MAX + 1;
-    assert_int_equal(sq_gpu_gemm_chain(stream, &d.g, 1), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &device, &d.g, 1), cudaErrorInvalidValue);
     d.g.n_rows = 1;
     d.g.k = 20;
-    assert_int_equal(sq_gpu_gemm_chain(stream, &d.g, 1), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &device, &d.g, 1), cudaErrorInvalidValue);
     d.g.k = 16;
     struct sq_gpu_gemm two[SQ_GPU_CHAIN + 1] = {d.g, d.g};
-    assert_int_equal(sq_gpu_gemm_chain(stream, two, 0), cudaErrorInvalidValue);
-    assert_int_equal(sq_gpu_gemm_chain(stream, two, SQ_GPU_CHAIN + 1), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &device, two, 0), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &device, two, SQ_GPU_CHAIN + 1),
+                     cudaErrorInvalidValue);
     two[1].n_rows = 2;
-    assert_int_equal(sq_gpu_gemm_chain(stream, two, 2), cudaErrorInvalidValue);
+    assert_int_equal(sq_gpu_gemm_chain(stream, &device, two, 2), cudaErrorInvalidValue);
     device_free(&d);
     sample_free(&t);
 }
@@ -625,7 +660,8 @@ static void test_refused(void **state)
 static int setup(void **state)
 {
     (void)state;
-    return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess ||
+    return sq_gpu_device(&device) != cudaSuccess ||
+           cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess ||
            cudaMalloc(&work, sq_gpu_gemm_small_work()) != cudaSuccess ||
            cudaMemsetAsync(work, 0, sq_gpu_gemm_small_work(), stream) != cudaSuccess;
 }
@@ -659,15 +695,11 @@ static int run_shapes(const char *list)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_odd_sizes),
-        cmocka_unit_test(test_real_sizes),
-        cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_norm),
-        cmocka_unit_test(test_chains),
-        cmocka_unit_test(test_many_units),
-        cmocka_unit_test(test_plans),
-        cmocka_unit_test(test_plans_of_chains),
+        cmocka_unit_test(test_rows),       cmocka_unit_test(test_odd_sizes),
+        cmocka_unit_test(test_real_sizes), cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_norm),       cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_chains),     cmocka_unit_test(test_many_units),
+        cmocka_unit_test(test_plans),      cmocka_unit_test(test_plans_of_chains),
         cmocka_unit_test(test_refused),
     };
     const char *shapes = getenv("SQ_GEMM_SHAPES");

@@ -59,6 +59,25 @@ static void test_ldmatrix(void **state)
     cudaFree(dx);
 }
 
+static void test_pair(void **state)
+{
+    enum { N = 5, BYTES = N * 2 * 32 * 16 };
+    static uint8_t x[BYTES], y[BYTES];
+    int id, has = 0;
+    (void)state;
+    assert_int_equal(cudaGetDevice(&id), cudaSuccess);
+    assert_int_equal(cudaDeviceGetAttribute(&has, cudaDevAttrClusterLaunch, id), cudaSuccess);
+    if (!has)
+        skip();
+    fill(x, BYTES);
+    void *dx = device(x, BYTES), *dy = device(NULL, BYTES);
+    assert_int_equal(test_prims_pair(stream, dx, N, dy), cudaSuccess);
+    fetch(y, dy, BYTES);
+    for (size_t i = 0; i < BYTES / 16; i++) /* the other block's, the other lane of two */
+        assert_memory_equal(y + 16 * i, x + 16 * (i ^ 32 ^ 1), 16);
+    cudaFree(dx);
+}
+
 static void test_mma(void **state)
 {
     int8_t a[16 * 32], b[8 * 32];
@@ -153,7 +172,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_red),  cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_mma),
-        cmocka_unit_test(test_copy), cmocka_unit_test(test_exp2),
+        cmocka_unit_test(test_pair), cmocka_unit_test(test_copy),     cmocka_unit_test(test_exp2),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -69,6 +69,34 @@ extern "C" cudaError_t test_prims_exp2(cudaStream_t st, const float *x, float *y
     return cudaGetLastError();
 }
 
+/* Back and forth, so that a barrier that orders only one way would show. */
+static __global__ void pair_test(const uint4 *x, int n, uint4 *y)
+{
+    __shared__ uint4 s[2][32];
+    const int l = (int)threadIdx.x, at = (int)blockIdx.x * 32 + l;
+    p_cluster_barrier();
+    for (int i = 0; i < n; i++) {
+        p_store_peer16(&s[i % 2][l ^ 1], x[i * 64 + at]);
+        p_cluster_barrier();
+        y[i * 64 + at] = s[i % 2][l];
+    }
+}
+
+extern "C" cudaError_t test_prims_pair(cudaStream_t st, const void *x, int n, void *y)
+{
+    cudaLaunchAttribute a = {};
+    cudaLaunchConfig_t c = {};
+    a.id = cudaLaunchAttributeClusterDimension;
+    a.val.clusterDim.x = 2;
+    a.val.clusterDim.y = a.val.clusterDim.z = 1;
+    c.gridDim = dim3(2);
+    c.blockDim = dim3(32);
+    c.stream = st;
+    c.attrs = &a;
+    c.numAttrs = 1;
+    return cudaLaunchKernelEx(&c, pair_test, (const uint4 *)x, n, (uint4 *)y);
+}
+
 extern "C" cudaError_t test_prims_ldmatrix(cudaStream_t st, const uint8_t *x, uint32_t *y)
 {
     ldmatrix_test<<<1, 32, 0, st>>>(x, y);

@@ -15,6 +15,8 @@ cudaError_t test_prims_ldmatrix(cudaStream_t st, const uint8_t *x, uint32_t *y);
 /* a [16][32], b [8][32] (columns), c [16][8] s32: y = c + a b (INT32_MIN where its two forms differ). */
 cudaError_t test_prims_mma(cudaStream_t st, const uint8_t *a, const int8_t *b, const int32_t *c,
                            int32_t *y);
+/* x, y [n][2][32][16] bytes: two blocks of one warp hand each other theirs, lane by lane crosswise. Needs clusters. */
+cudaError_t test_prims_pair(cudaStream_t st, const void *x, int n, void *y);
 /* y += x, all 32 of it to one word */
 cudaError_t test_prims_red(cudaStream_t st, const int32_t *x, int32_t *y);
 /* y [n_groups][512] = x, copied in groups, of which two are on their way at a time; pieces of odd lanes are zeros. */

@@ -55,6 +55,8 @@ def test_what_does_not_fit_is_left_out(sqd_binary):
     (["--layer", "tiny-opt"], "--stage"),
     (["--layer", "tiny-opt", "--stage", "decode:4"], "decode:ROWS:CONTEXT"),
     (["--layer", "tiny-opt", "--stage", "prefill:4096"], "2048 positions"),
+    (["--roof", "--stage", "decode:4:8"], "--stage is of --layer"),
+    (["--roof", "--vocabulary", "100"], "--vocabulary is of --layer"),
     (["--roof", "--backend", "tpu"], "cpu or cuda"),
     (["--roof", "--scheme", "int4"], "w8a8 or f16"),
 ])
