@@ -111,7 +111,8 @@ int sq_cuda_attend(struct sq_backend *be, struct sq_kv *kv, const struct sq_attn
                               .ld_out = (int)out->cols,
                               .fused_write = fused,
                               .parts = c->parts,
-                              .counters = c->counters};
+                              .counters = c->counters,
+                              .n_sms = c->device.n_sms};
     if (fused && w.rope) {
         g.rope_x = w.x->f;
         g.ld_rope_x = (int)w.x->cols;

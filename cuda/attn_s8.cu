@@ -504,9 +504,9 @@ __global__ void __launch_bounds__(shape<D>::THREADS, shape<D>::BLOCKS)
 #define BLOCKS_WANTED 3 /* for a multiprocessor: neighbours of unlike length even out */
 
 /* As many pieces as leave the device enough blocks, at most `fit`. */
-static int share_out(const struct sq_gpu_attend *a, int n_sms, int fit)
+static int share_out(const struct sq_gpu_attend *a, int fit)
 {
-    const int wanted = div_up(BLOCKS_WANTED * n_sms, a->n_dec * a->a.n_kv_heads);
+    const int wanted = div_up(BLOCKS_WANTED * a->n_sms, a->n_dec * a->a.n_kv_heads);
     const int per_block = wanted > 0 ? div_up(a->n_pieces, wanted) : a->n_pieces;
     const int most = per_block < fit ? per_block : fit;
     return div_up(a->n_pieces, div_up(a->n_pieces, most)); /* evenly */
@@ -519,16 +519,14 @@ template <int D> static cudaError_t decode(cudaStream_t st, const struct sq_gpu_
     const int group = a->a.n_heads / a->a.n_kv_heads, before = lay_out<D>(group, NULL, NULL);
     const int part = group * shape<D>::O_STRIDE * (int)sizeof(float);
     const int fit = before + part > room ? 1 : (room - before) / part;
-    int id, n_sms = 0, per_block = a->pieces_per_block < fit ? a->pieces_per_block : fit;
-    cudaError_t e = cudaGetDevice(&id);
-    if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, id);
+    int per_block = a->pieces_per_block < fit ? a->pieces_per_block : fit;
     if (per_block == 0)
-        per_block = share_out(a, n_sms, fit);
+        per_block = share_out(a, fit);
     const int bytes = before + per_block * part;
-    if (e == cudaSuccess && bytes > 48 * 1024)
-        e = cudaFuncSetAttribute(attend_decode<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 bytes);
+    cudaError_t e = bytes <= 48 * 1024
+                        ? cudaSuccess
+                        : cudaFuncSetAttribute(attend_decode<D>,
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e != cudaSuccess)
         return e;
     const dim3 grid(a->a.n_kv_heads, div_up(a->n_pieces, per_block), a->n_dec);

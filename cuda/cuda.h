@@ -254,8 +254,9 @@ struct sq_cuda {
     int32_t *counters;
     size_t parts_bytes, counter_bytes;
     int32_t *ids, *host_ids; /* of argmax */
-    float *absmax;           /* of observe */
-    size_t ids_bytes, absmax_bytes;
+    struct sq_gpu_best *best;
+    float *absmax; /* of observe */
+    size_t ids_bytes, best_bytes, absmax_bytes;
     cudaEvent_t timer[2]; /* of timing.c */
     char fault[256];      /* the first sticky error, "" = none */
 };

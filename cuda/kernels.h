@@ -73,7 +73,14 @@ cudaError_t sq_gpu_swiglu(cudaStream_t st, const float *x, int n_rows, int cols,
                           float *y, struct sq_gpu_codes y_q);
 cudaError_t sq_gpu_gather(cudaStream_t st, const struct sq_gpu_step *s, const float *x, int n_out,
                           int cols, float *y);
-cudaError_t sq_gpu_argmax(cudaStream_t st, const float *x, int n_rows, int cols, int32_t *ids);
+/* What the blocks of a row have found so far: zeros, and left so. */
+struct sq_gpu_best {
+    unsigned long long key;
+    unsigned n_done;
+};
+/* ids[r] = the first largest column of x[r]; 0 where nothing is above -inf, -1 with a NaN. rows [n_rows]; one stream. */
+cudaError_t sq_gpu_argmax(cudaStream_t st, const float *x, int n_rows, int cols,
+                          struct sq_gpu_best *rows, int32_t *ids);
 /* absmax[c] = max(absmax[c], |x[r,c]|), c < n_cols; x points at the first row and column. */
 cudaError_t sq_gpu_observe(cudaStream_t st, const float *x, int n_rows, int n_cols, int stride,
                            float *absmax);
@@ -201,8 +208,8 @@ struct sq_gpu_attend {
         *parts; /* partial results, sq_gpu_attend_part_floats() floats per (dec row, head, piece) */
     int32_t *counters; /* [n_dec * n_kv_heads] zero; left zero */
     /* Neighbouring pieces that a block of the int8 decode kernel takes at most, with the same results whatever it is; a row whose pieces all
-     * fall to one block needs no parts. 0: what suits the device. */
-    int pieces_per_block;
+     * fall to one block needs no parts. 0: what suits a device of n_sms multiprocessors. */
+    int pieces_per_block, n_sms;
 };
 int sq_gpu_attend_part_floats(int head_dim);
 /* Decode rows and prefill tiles: one launch for each kind that is there. */

@@ -211,7 +211,8 @@ int sq_cuda_argmax(struct sq_backend *be, struct sq_buf *x, int n_rows, int32_t 
     int rc = ready(c);
     if (rc || n_rows == 0)
         return rc;
-    rc = sq_cuda_check(c, sq_gpu_argmax(c->st, x->f, n_rows, (int)x->cols, c->ids), "argmax");
+    rc = sq_cuda_check(c, sq_gpu_argmax(c->st, x->f, n_rows, (int)x->cols, c->best, c->ids),
+                       "argmax");
     if (!rc)
         rc = sq_cuda_check(c,
                            cudaMemcpyAsync(c->host_ids, c->ids, (size_t)n_rows * sizeof *ids,

@@ -119,7 +119,9 @@ cudaError_t sq_gpu_swiglu(cudaStream_t st, const float *x, int n_rows, int cols,
                : swiglu<false>(st, x, n_rows, cols, inv_step, y, y_q);
 }
 
-/* --- argmax: one block a row --- */
+/* --- argmax: a row's columns are shared out among blocks --- */
+
+#define ARGMAX_LOADS 4 /* quads of a thread, all on their way at once */
 
 struct best {
     float x;
@@ -140,48 +142,60 @@ __device__ __forceinline__ struct best warp_best(struct best b)
     return b;
 }
 
-/* The thread's share of a row, in ascending order, so that a tie leaves the first; returns whether there was a NaN. */
-template <bool VEC, int U>
-__device__ __forceinline__ bool scan(const float *row, int cols, struct best *b)
+/* The thread's share of the block's columns, in ascending order, so that a tie leaves the first; returns whether there was a NaN. */
+template <bool VEC> __device__ __forceinline__ bool scan(const float *row, int cols, struct best *b)
 {
-    const int quads = n_quads(cols);
+    const int quads = n_quads(cols), i0 = blockIdx.x * ARGMAX_LOADS * blockDim.x + threadIdx.x;
     bool nan = false;
-    for (int i0 = threadIdx.x; i0 < quads; i0 += U * blockDim.x) {
-        float4 t[U];
+    float4 t[ARGMAX_LOADS];
 #pragma unroll
-        for (int u = 0; u < U; u++)
-            if (i0 + u * blockDim.x < quads)
-                t[u] = load4<VEC>(row, i0 + u * blockDim.x, cols);
-            else
-                t[u] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    for (int u = 0; u < ARGMAX_LOADS; u++)
+        if (i0 + u * blockDim.x < quads)
+            t[u] = load4<VEC>(row, i0 + u * blockDim.x, cols);
+        else
+            t[u] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
 #pragma unroll
-        for (int u = 0; u < U; u++) {
-            const float v[4] = {t[u].x, t[u].y, t[u].z, t[u].w};
+    for (int u = 0; u < ARGMAX_LOADS; u++) {
+        const float v[4] = {t[u].x, t[u].y, t[u].z, t[u].w};
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int c = 4 * (i0 + u * blockDim.x) + k;
-                if (v[k] <= b->x || (!VEC && c >= cols)) /* seldom false */
-                    continue;
-                if (v[k] == v[k]) {
-                    b->x = v[k];
-                    b->at = c;
-                } else {
-                    nan = true;
-                }
+        for (int k = 0; k < 4; k++) {
+            const int c = 4 * (i0 + u * blockDim.x) + k;
+            if (v[k] <= b->x || (!VEC && c >= cols)) /* seldom false */
+                continue;
+            if (v[k] == v[k]) {
+                b->x = v[k];
+                b->at = c;
+            } else {
+                nan = true;
             }
         }
     }
     return nan;
 }
 
+/* The larger key has the larger value, or the same and comes first; a NaN has the largest. */
+__device__ __forceinline__ unsigned long long key_of(struct best b, bool nan)
+{
+    const uint32_t bits = __float_as_uint(b.x + 0.0f); /* one zero */
+    const uint32_t order = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return nan ? ~0ull : (unsigned long long)order << 32 | (uint32_t)~b.at;
+}
+
+__device__ __forceinline__ int32_t id_of(unsigned long long key)
+{
+    const int at = (int)~(uint32_t)key;
+    return key == ~0ull ? -1 : at == INT32_MAX ? 0 : at;
+}
+
 template <bool VEC>
-__global__ void __launch_bounds__(ROW_THREADS) argmax_kernel(const float *x, int cols, int32_t *ids)
+__global__ void __launch_bounds__(ROW_THREADS)
+    argmax_kernel(const float *x, int cols, struct sq_gpu_best *rows, int32_t *ids)
 {
     __shared__ float part_x[ROW_THREADS / 32];
     __shared__ int part_at[ROW_THREADS / 32];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     struct best b = {-INFINITY, INT32_MAX};
-    const bool nan = scan<VEC, 4>(x + (size_t)blockIdx.x * cols, cols, &b);
+    const bool nan = scan<VEC>(x + (size_t)blockIdx.y * cols, cols, &b);
     b = warp_best(b);
     if (lane == 0) {
         part_x[warp] = b.x;
@@ -192,19 +206,29 @@ __global__ void __launch_bounds__(ROW_THREADS) argmax_kernel(const float *x, int
         return;
     const unsigned i = lane < blockDim.x / 32 ? lane : 0;
     b = warp_best({part_x[i], part_at[i]});
-    if (lane == 0)
-        ids[blockIdx.x] = any_nan ? -1 : b.at == INT32_MAX ? 0 : b.at;
+    if (lane)
+        return;
+    struct sq_gpu_best *row = rows + blockIdx.y;
+    atomicMax(&row->key, key_of(b, any_nan));
+    __threadfence();
+    if (atomicAdd(&row->n_done, 1) == gridDim.x - 1) {
+        __threadfence();
+        ids[blockIdx.y] = id_of(atomicExch(&row->key, 0));
+        row->n_done = 0;
+    }
 }
 
-cudaError_t sq_gpu_argmax(cudaStream_t st, const float *x, int n_rows, int cols, int32_t *ids)
+cudaError_t sq_gpu_argmax(cudaStream_t st, const float *x, int n_rows, int cols,
+                          struct sq_gpu_best *rows, int32_t *ids)
 {
-    const int threads = threads_for(n_quads(cols), ROW_THREADS);
+    const int quads = n_quads(cols), threads = threads_for(quads, ROW_THREADS);
     if (n_rows <= 0 || cols <= 0)
         return cudaSuccess;
+    const dim3 grid((unsigned)((quads - 1) / (ARGMAX_LOADS * threads) + 1), (unsigned)n_rows);
     if (cols % 4 == 0 && aligned16(x))
-        argmax_kernel<true><<<n_rows, threads, 0, st>>>(x, cols, ids);
+        argmax_kernel<true><<<grid, threads, 0, st>>>(x, cols, rows, ids);
     else
-        argmax_kernel<false><<<n_rows, threads, 0, st>>>(x, cols, ids);
+        argmax_kernel<false><<<grid, threads, 0, st>>>(x, cols, rows, ids);
     return cudaGetLastError();
 }
 

@@ -104,6 +104,14 @@ static int results_memory(struct sq_cuda *c, struct sq_err *err)
     if (rc)
         return rc;
     c->ids = p;
+    c->best_bytes = (size_t)c->step.max.max_out * sizeof *c->best;
+    rc = sq_cuda_alloc(c, SQ_CUDA_WORK, c->best_bytes, "maxima of logits", &p, err);
+    if (rc)
+        return rc;
+    c->best = p;
+    rc = sq_cuda_zero(c, p, c->best_bytes, err);
+    if (rc)
+        return rc;
     c->absmax_bytes = cols * sizeof(float);
     rc = sq_cuda_alloc(c, SQ_CUDA_WORK, c->absmax_bytes, "maxima of calibration", &p, err);
     if (rc)
@@ -180,6 +188,7 @@ void sq_cuda_step_done(struct sq_cuda *c)
     sq_cuda_free(c, SQ_CUDA_WORK, c->parts, c->parts_bytes);
     sq_cuda_free(c, SQ_CUDA_WORK, c->counters, c->counter_bytes);
     sq_cuda_free(c, SQ_CUDA_WORK, c->ids, c->ids_bytes);
+    sq_cuda_free(c, SQ_CUDA_WORK, c->best, c->best_bytes);
     sq_cuda_free(c, SQ_CUDA_WORK, c->absmax, c->absmax_bytes);
     sq_cuda_free(c, SQ_CUDA_WORK, c->scratch, c->scratch_bytes);
     sq_cuda_free(c, SQ_CUDA_WORK, c->convert, c->convert_bytes);
@@ -188,6 +197,7 @@ void sq_cuda_step_done(struct sq_cuda *c)
     c->parts = NULL;
     c->counters = NULL;
     c->ids = NULL;
+    c->best = NULL;
     c->absmax = NULL;
     c->scratch = c->convert = NULL;
 }

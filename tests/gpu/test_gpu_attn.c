@@ -248,6 +248,7 @@ static void gpu_attend(const struct world *w, const struct gpu_world *g, const s
                               .parts = mode & NO_PARTS ? NULL : parts.d,
                               .counters = counters.d,
                               .pieces_per_block = mode / PIECES,
+                              .n_sms = 132,
                               .rope = g->rope};
     a.out_f = w->sh.out_f32 ? out_f.d : NULL;
     a.fused_write = (mode & FUSED) != 0;

@@ -267,11 +267,15 @@ static void test_gather(void **state)
 static void check_argmax(const struct dev *x, int n_rows, int cols)
 {
     struct dev ids = dev_new((size_t)n_rows * sizeof(int32_t));
+    struct dev best = dev_new((size_t)n_rows * sizeof(struct sq_gpu_best));
     struct sq_buf *cx = cpu_buf_of(x->h, n_rows, (size_t)cols);
     int32_t *want = sq_new_array(int32_t, (size_t)n_rows + 1);
     dev_put(&ids);
+    memset(best.h, 0, best.bytes);
+    dev_put(&best);
     REF->argmax(cx, 0, n_rows, want);
-    CUDA_OK(sq_gpu_argmax(stream, x->d, n_rows, cols, ids.d));
+    for (int again = 0; again < 2; again++) /* it leaves them so */
+        CUDA_OK(sq_gpu_argmax(stream, x->d, n_rows, cols, best.d, ids.d));
     const int32_t *got = dev_get(&ids);
     for (int r = 0; r < n_rows; r++)
         if (got[r] != want[r])
@@ -279,6 +283,7 @@ static void check_argmax(const struct dev *x, int n_rows, int cols)
     sq_free(want);
     sq_cpu_buf_free(cx);
     dev_free(&ids);
+    dev_free(&best);
 }
 
 static void argmax_shape(int n_rows, int cols)
