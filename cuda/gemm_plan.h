@@ -13,7 +13,7 @@ extern "C" {
 #define SQ_SMALL_WARPS 16      /* of a block at most */
 #define SQ_SMALL_WARPS_WIDE 12 /* beyond SQ_SMALL_WIDE rows of x, where a thread holds more sums */
 #define SQ_SMALL_WIDE 32
-#define SQ_SMALL_WARPS_PAIR 8 /* of blocks in pairs, where it holds inputs on their way, too */
+#define SQ_SMALL_WARPS_PAIR 8 /* of blocks in pairs, whose threads hold inputs on their way, too */
 #define SQ_SMALL_STAGES 8     /* at most */
 
 /* A norm of more rows than this is shared out among the blocks; up to here each block computes it all, since that costs less than waiting. */
@@ -58,10 +58,10 @@ struct sq_small_plan {
 /* Rows of x in a stage: whole tiles of 8, beyond the first one. */
 #define SQ_SMALL_X_ROWS(n_rows) ((n_rows) <= 8 ? (n_rows) : ((n_rows) + 7) / 8 * 8)
 
-/* The cheapest plan; false where none fits into the device's shared memory. */
-bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret);
 /* Warps that a block may have. */
 int sq_small_warps_most(int n_rows, bool pairs);
+/* The cheapest plan; false where none fits into the device's shared memory. */
+bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret);
 /* The same for n matmuls of one launch, whose constants and fronts lie at the same place. Sets s[i].const_least, front_least and
  * warps_most: a block has the warps of the matmul with most, and all go through all. */
 bool sq_small_plan_chain(struct sq_small_shape *s, int n, struct sq_small_plan *ret);
