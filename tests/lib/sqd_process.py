@@ -125,10 +125,20 @@ class Sqd:
         self._reader.join(5)
         return status
 
+    def ends_by_itself(self, timeout_s=60):
+        """Waits for the end that an error in the log announced: a signal might meet the process on its way out."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            raise AssertionError(f"sqd did not end by itself within {timeout_s} s:\n{self.log}") from None
+
     def __enter__(self):
         return self
 
     def __exit__(self, kind, value, trace):
+        if kind is None and self.expect_exit:
+            self.ends_by_itself()
         status = self.stop()
         if kind is None:
             assert status == self.expect_exit, f"exit status {status}:\n{self.log}"
