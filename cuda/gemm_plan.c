@@ -39,13 +39,6 @@ static bool in_front(const struct sq_small_shape *s)
     return s->norm_dim > 0 && s->n_rows <= SQ_SMALL_FRONT_ROWS;
 }
 
-int sq_small_warps_most(int n_rows, bool pairs)
-{
-    if (pairs)
-        return SQ_SMALL_WARPS_PAIR;
-    return n_rows > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE : SQ_SMALL_WARPS;
-}
-
 /* Bytes of x in a stage of the ring, or, of a pair, in each of the two places beside it. */
 static int x_step_bytes(const struct sq_small_shape *s, const struct sq_small_plan *p)
 {
@@ -85,12 +78,12 @@ static void place(const struct sq_small_shape *s, struct sq_small_plan *p)
 static bool shape_block(const struct sq_small_shape *s, struct sq_small_plan *p)
 {
     const int lines = slice_lines(s, p);
-    const int can = least(sq_small_warps_most(s->n_rows, s->pairs), WARPS_WANTED);
-    const int wanted = s->warps_most ? least(s->warps_most, can) : can;
+    const int can = SQ_SMALL_WARPS_MOST(s->n_rows, s->pairs);
+    const int wanted = least(least(s->warps_most ? s->warps_most : can, can), WARPS_WANTED);
     int room;
     /* at least two in a pair: together they hold half a step of x in registers */
     p->warps_n = most(div_up(range_rows(s, p), SQ_SMALL_WARP_ROWS), s->pairs ? 2 : 1);
-    if (p->warps_n > sq_small_warps_most(s->n_rows, s->pairs))
+    if (p->warps_n > can)
         return false;
     p->sum_stride = p->warps_n * SQ_SMALL_WARP_ROWS + 4;
     for (p->warps_k = 8;; p->warps_k /= 2) {

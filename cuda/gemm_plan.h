@@ -14,7 +14,12 @@ extern "C" {
 #define SQ_SMALL_WARPS_WIDE 12 /* beyond SQ_SMALL_WIDE rows of x, where a thread holds more sums */
 #define SQ_SMALL_WIDE 32
 #define SQ_SMALL_WARPS_PAIR 8 /* of blocks in pairs, whose threads hold inputs on their way, too */
-#define SQ_SMALL_STAGES 8     /* at most */
+/* Of a block with that many rows of x, at most. */
+#define SQ_SMALL_WARPS_MOST(n_rows, pairs)                                                         \
+    ((pairs)                    ? SQ_SMALL_WARPS_PAIR                                              \
+     : (n_rows) > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE                                              \
+                                : SQ_SMALL_WARPS)
+#define SQ_SMALL_STAGES 8 /* at most */
 
 /* A norm of more rows than this is shared out among the blocks; up to here each block computes it all, since that costs less than waiting. */
 #define SQ_SMALL_FRONT_ROWS 2
@@ -58,8 +63,6 @@ struct sq_small_plan {
 /* Rows of x in a stage: whole tiles of 8, beyond the first one. */
 #define SQ_SMALL_X_ROWS(n_rows) ((n_rows) <= 8 ? (n_rows) : ((n_rows) + 7) / 8 * 8)
 
-/* Warps that a block may have. */
-int sq_small_warps_most(int n_rows, bool pairs);
 /* The cheapest plan; false where none fits into the device's shared memory. */
 bool sq_small_plan(const struct sq_small_shape *s, struct sq_small_plan *ret);
 /* The same for n matmuls of one launch, whose constants and fronts lie at the same place. Sets s[i].const_least, front_least and

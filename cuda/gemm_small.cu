@@ -317,11 +317,8 @@ static __device__ __forceinline__ void stream(int32_t (&acc)[2][NT][4], const st
 }
 
 template <int NT, bool PAIR>
-static __global__ void __launch_bounds__((PAIR                     ? SQ_SMALL_WARPS_PAIR
-                                          : NT * 8 > SQ_SMALL_WIDE ? SQ_SMALL_WARPS_WIDE
-                                                                   : SQ_SMALL_WARPS) *
-                                             32,
-                                         1) gemm_small(const __grid_constant__ struct chain c)
+static __global__ void __launch_bounds__(SQ_SMALL_WARPS_MOST(NT * 8, PAIR) * 32, 1)
+    gemm_small(const __grid_constant__ struct chain c)
 {
     extern __shared__ __align__(128) uint8_t shared[];
 #if __CUDA_ARCH__ < 900

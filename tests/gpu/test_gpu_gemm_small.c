@@ -432,7 +432,7 @@ static void check_plan(const struct sq_small_shape *s)
     const int rows = ((s->n_out + 3) / 4 + p.ranges - 1) / p.ranges * 4;
     const int warps = p.warps_n * p.warps_k;
     assert_true(rows <= p.warps_n * SQ_SMALL_WARP_ROWS);
-    assert_true(warps <= sq_small_warps_most(s->n_rows, s->pairs));
+    assert_true(warps <= SQ_SMALL_WARPS_MOST(s->n_rows, s->pairs));
     assert_true(p.stages >= 2 && p.stages <= SQ_SMALL_STAGES);
     assert_true(p.shared_bytes <= s->shared_bytes);
     assert_true(p.ring_at % 128 == 0 && p.stage_bytes % 128 == 0);
